@@ -27,17 +27,17 @@ pub struct Services {
 }
 
 impl Services {
-    /// The published ports.
+    /// Returns the published ports.
     pub(crate) fn ports(&self) -> &Ports {
         &self.generations.resources.ports
     }
 
-    /// The backend that runs the generations.
+    /// Returns the backend that runs the generations.
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         &self.generations.machine.backend
     }
 
-    /// The services for a morph.
+    /// Returns the services for a morph.
     pub(crate) fn of_a_morph(&self) -> morph::Means {
         morph::Means {
             platform: self.platform.clone(),
@@ -46,7 +46,7 @@ impl Services {
         }
     }
 
-    /// The services for a recovery.
+    /// Returns the services for a recovery.
     pub(crate) fn of_a_recovery(&self) -> recovery::Means {
         recovery::Means {
             platform: self.platform.clone(),

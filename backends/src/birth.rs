@@ -15,13 +15,13 @@ use tokio::net::unix::pipe::Receiver;
 use crate::contract::{Containment, ProcessId};
 use crate::process::Stat;
 
-/// The lowest tag: microseconds that no process ever runs (146,000 years).
+/// Minimum tag: a run time in microseconds that no process reaches (146,000 years).
 const TAG_MIN: u64 = 1 << 62;
-/// Longest time from the start of a process to its birth. It takes milliseconds, unless the disk with the run
-/// directories stands still.
+/// Maximum time from the start of a process to its birth, which takes milliseconds unless the disk with the
+/// run directories stalls.
 const BIRTH_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
+/// Returns a number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
 ///
 /// # Errors
 /// If the system has no random numbers.
@@ -31,7 +31,7 @@ pub(crate) fn new_tag() -> io::Result<u64> {
     Ok(TAG_MIN | u64::from_ne_bytes(random) >> 2)
 }
 
-/// The tag in the text of `/proc/<pid>/limits`, if there is one.
+/// Returns the tag in the text of `/proc/<pid>/limits`, if any.
 pub(crate) fn tag_in(limits: &str) -> Option<u64> {
     let line = limits
         .lines()
@@ -40,10 +40,11 @@ pub(crate) fn tag_in(limits: &str) -> Option<u64> {
     (hard >= TAG_MIN).then_some(hard)
 }
 
-/// Has processes that are started from now on be told from those of an earlier spawn in this directory.
+/// Removes the records of an earlier spawn in this directory, so that they cannot be mistaken for those of the next
+/// spawn.
 ///
 /// # Errors
-/// If what that left cannot be removed.
+/// If they cannot be removed.
 pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     let records = roles.iter().map(|role| record_path(run_dir, role));
     for path in records.chain([closed_path(run_dir)]) {
@@ -52,10 +53,10 @@ pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Prepares the birth of a process in the cgroup with this directory, which must be the one of `containment` or below it.
+/// Prepares the birth of a process in the cgroup with this directory, which is the cgroup of `containment` or below it.
 ///
 /// # Errors
-/// If its record cannot be made.
+/// If its record cannot be created.
 pub(crate) fn prepare(
     run_dir: &Path,
     role: &str,
@@ -76,9 +77,9 @@ pub(crate) fn prepare(
     })
 }
 
-/// A process that was started and may not be born yet. It is killed when this is dropped.
+/// A process that was started and may not be born yet. Dropping this value kills it.
 pub(crate) struct Unborn {
-    /// Until it is born.
+    /// `None` once it is born.
     child: Option<Child>,
     pid: u32,
     told: Receiver,
@@ -96,7 +97,7 @@ impl Drop for Unborn {
 }
 
 impl Unborn {
-    /// Starts `command`, whose first arguments are the words of a birth. Does not wait.
+    /// Starts `command`, whose first arguments are those of a birth. Does not wait.
     ///
     /// # Errors
     /// If its program cannot be executed.
@@ -104,7 +105,7 @@ impl Unborn {
         let (told, tell) = io::pipe()?;
         let told = Receiver::from_owned_fd(told.into())?;
         let child = command.stdin(tell).spawn()?;
-        // With `command` ends this process's own copy of the other end.
+        // Dropping `command` closes this process's own copy of the other end.
         drop(command);
         let pid = child.id();
         Ok(Self {
@@ -118,10 +119,10 @@ impl Unborn {
         self.pid
     }
 
-    /// Waits until it is born, [`BIRTH_TIMEOUT`] at most.
+    /// Waits until the process is born, at most [`BIRTH_TIMEOUT`].
     ///
     /// # Errors
-    /// If it was not, with its reason. It has ended.
+    /// If it was not born, with its reason. The process has ended.
     pub(crate) async fn born(mut self) -> io::Result<()> {
         let mut told = Vec::new();
         let hear = self.told.read_to_end(&mut told);
@@ -138,10 +139,10 @@ impl Unborn {
     }
 }
 
-/// Ends the spawn in this run directory, if it is under way: no process that has not been born yet will be.
+/// Ends a spawn that is under way in this run directory: afterwards no more of its processes can be born.
 ///
 /// # Errors
-/// If that cannot be said; it may go on then.
+/// If this cannot be ensured; the spawn may then continue.
 pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
     File::options()
         .create(true)
@@ -152,7 +153,7 @@ pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
         .map(drop)
 }
 
-/// The process of this role, which may have ended since.
+/// Returns the process with this role, which may have ended since.
 ///
 /// # Errors
 /// If its record cannot be read.
@@ -170,10 +171,10 @@ pub(crate) fn recorded(run_dir: &Path, role: &str) -> io::Result<Option<ProcessI
     }))
 }
 
-/// Removes what a spawn left.
+/// Removes the records of a spawn.
 ///
 /// # Errors
-/// If it cannot be removed.
+/// If they cannot be removed.
 pub(crate) fn forget(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     begin(run_dir, roles)
 }

@@ -1,13 +1,13 @@
 //! The embedded backend: an instance is a child process running the agent. No root, no download.
 //!
 //! ```text
-//! <run dir>/placement.json  how to find the generation if the daemon dies before it has recorded the start
+//! <run dir>/placement.json  location of the generation, in case the daemon dies before it records the start
 //!          /agent.birth     the agent's identity, recorded by itself
 //!          /agent.json      the agent's configuration
 //!          /agent.key       the key with which agent and daemon authenticate
 //!          /agent.log       output of the agent and its workload
-//!          /vsock.sock      where the daemon connects (CONNECT 9000)
-//!          /handover.sock   where descriptors are passed
+//!          /vsock.sock      the daemon connects here (CONNECT 9000)
+//!          /handover.sock   descriptors are passed here
 //! ```
 //!
 //! The agent becomes the leader of its own session, so it survives the daemon and its terminal. It is started in its
@@ -46,7 +46,7 @@ pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
 use crate::{fencing, finding, key, scheduling};
 
-/// The one process that the backend starts; what the agent starts is found by descent.
+/// The only process that the backend starts; processes that the agent starts are found by descent.
 const AGENT_ROLE: &str = "agent";
 
 /// Name of the agent's configuration in the run directory.
@@ -61,7 +61,7 @@ pub struct EmbeddedConfig {
     pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
-/// See the module.
+/// See the module's documentation.
 pub struct EmbeddedBackend {
     config: EmbeddedConfig,
     host_boot_id: String,
@@ -69,7 +69,7 @@ pub struct EmbeddedBackend {
 }
 
 impl EmbeddedBackend {
-    /// A backend that starts the agent named in `config`.
+    /// Creates a backend that starts the agent named in `config`.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -81,7 +81,7 @@ impl EmbeddedBackend {
         })
     }
 
-    /// Starts the agent; what it is started in is made here, and left to be removed by a failed spawn's end.
+    /// Starts the agent, in a cgroup that is created here; if the spawn fails, the caller removes the cgroup.
     fn start(&self, spec: &SpawnSpec, placement: &mut Placement) -> Result<Unborn, SpawnError> {
         let fail = |what: &str, source| failed_spawn(what, spec, source);
         let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR)
@@ -109,8 +109,8 @@ impl EmbeddedBackend {
         finding::announce(placement, &[AGENT_ROLE])
             .map_err(|e| fail("writing the placement", e))?;
         close_on_exec_from(FIRST_OTHER).map_err(|e| fail("sealing descriptors", e))?;
-        // Inherited by clearing close-on-exec on duplicates for the moment of the spawn. Only this
-        // thread starts processes.
+        // Clears close-on-exec on duplicates during the spawn, so that the process inherits them.
+        // Only this thread starts processes.
         let listeners = inheritable(spec).map_err(|e| fail("passing listening sockets", e))?;
         let numbers: Vec<_> = listeners
             .iter()
@@ -146,7 +146,7 @@ impl EmbeddedBackend {
         Ok(unborn)
     }
 
-    /// The placement of a spawn, before its process is started.
+    /// Returns the placement of a spawn, before its process is started.
     fn placement(&self, spec: &SpawnSpec) -> Placement {
         Placement {
             backend: BackendKind::Embedded,
@@ -166,7 +166,7 @@ impl EmbeddedBackend {
         }
     }
 
-    /// The agent's process; `None` when it was never started, or under another boot of the host.
+    /// Returns the agent's process; `None` if it was never started, or in another boot of the host.
     fn main_process<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
         let now = placement.host_boot_id == self.host_boot_id;
         placement.processes.first().filter(|_| now)
@@ -180,8 +180,8 @@ fn failed_spawn(what: &str, spec: &SpawnSpec, source: io::Error) -> SpawnError {
     }
 }
 
-/// Has the cgroup of a new generation hold its workload to `bytes`, 0 for no limit. `None` when that cannot be: the agent
-/// limits each process then, and its log says which of the two holds.
+/// Limits the workload to `bytes` with the cgroup of a new generation, 0 for no limit. Returns `None` if that is
+/// impossible: the agent then limits each process, and its log shows which limit applies.
 fn limit(cgroups: Option<&Cgroups>, cgroup: Option<&Cgroup>, bytes: u64) -> Option<Divided> {
     let (cgroups, cgroup) = (cgroups?, cgroup?);
     if bytes == 0 || cgroups.memory().is_err() {
@@ -190,7 +190,7 @@ fn limit(cgroups: Option<&Cgroups>, cgroup: Option<&Cgroup>, bytes: u64) -> Opti
     cgroups.divide(cgroup, bytes).ok()
 }
 
-/// Our own child stays until it is reaped: there is always something to read.
+/// Identifies a child, which stays in `/proc` until it is reaped, so that the read always succeeds.
 fn identify(pid: u32) -> io::Result<ProcessId> {
     let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
     let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
@@ -363,7 +363,7 @@ impl Backend for EmbeddedBackend {
         };
         match self.exits.wait(process).await {
             Ok(cause) => cause,
-            // Without a pidfd its end cannot be seen here; silence will tell.
+            // Without a pidfd its end cannot be observed here; the heartbeats will detect it.
             Err(_) => std::future::pending().await,
         }
     }
@@ -429,7 +429,7 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn memory_map(&self, _: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
-        // A process has no memory of its own machine to map.
+        // A process has no machine memory of its own to map.
         Ok(Vec::new())
     }
 }

@@ -19,17 +19,17 @@ use crate::contract::{BackendError, FenceUnconfirmed, Fenced, Placement, Process
 use crate::looks;
 use crate::process::{self, Exits, Stat};
 
-/// Longest time for a fence to be confirmed.
+/// Maximum time for the confirmation of a fence.
 pub const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two looks while something still runs.
+/// Pause between two scans while a process still runs.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
-/// Scans in a row that must find nothing where no cgroup holds the generation: what forks while it is killed can
-/// have escaped the first.
+/// Number of consecutive scans without a result that confirm the end of a generation without a cgroup: a process
+/// that forks while it is killed can escape the first one.
 const EMPTY_SCANS: u32 = 2;
-/// Most processes that a refusal names.
+/// Maximum number of processes named in an error.
 const NAMED_MAX: usize = 16;
 
-/// Refuses to release a generation on the proof that another one has ended.
+/// Refuses to release a generation with the certificate of another one.
 pub(crate) fn check_proof(
     placement: &Placement,
     proof: &FenceCertificate,
@@ -49,10 +49,10 @@ pub(crate) fn check_proof(
     })
 }
 
-/// Stops the generation of `placement` and certifies it. Callable again. `host_boot_id` is the one of now.
+/// Stops the generation of `placement` and certifies its end. Can be repeated. `host_boot_id` is the current one.
 ///
 /// # Errors
-/// If its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
+/// If its end was not observed within [`FENCE_TIMEOUT`], with the remaining processes.
 pub(crate) async fn fence(
     placement: &Placement,
     exits: &Exits,
@@ -94,14 +94,14 @@ pub(crate) async fn fence(
     }
 }
 
-/// Everything has ended.
+/// All processes have ended.
 struct Ended {
-    /// There was something to kill.
+    /// True if there was a process to kill.
     killed: bool,
     proof: Proof,
 }
 
-/// Why it is not said that everything has ended.
+/// Why the end of all processes is not confirmed.
 #[derive(Debug, thiserror::Error)]
 enum NotEnded {
     #[error("{0} did not end within {1:?}; end them, then recover the instance")]
@@ -110,7 +110,7 @@ enum NotEnded {
     Unseen(#[from] io::Error),
 }
 
-/// The remains of a generation that a look found; never empty.
+/// The remains of a generation found by a scan; never empty.
 #[derive(Debug)]
 struct Remains {
     processes: Vec<Stat>,
@@ -124,8 +124,8 @@ impl Remains {
         (!nothing).then_some(Self { processes, cgroup })
     }
 
-    /// Kills it, but for those recorded of it while there are others: those are stopped, so that they start nothing
-    /// and the others stay their descendants.
+    /// Kills the remains. While other processes remain, recorded processes are only stopped, so that they start
+    /// nothing and the others stay their descendants.
     fn kill(&self, placement: &Placement) -> io::Result<()> {
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill()?;
@@ -176,13 +176,13 @@ fn identity(stat: &Stat) -> ProcessId {
     }
 }
 
-/// Kills until nothing of the generation is left.
+/// Kills processes until nothing of the generation is left.
 async fn kill_all(placement: &Arc<Placement>, timeout: Duration) -> Result<Ended, NotEnded> {
     let deadline = Instant::now() + timeout;
     let mut killed = false;
     let mut empty_scans = 0;
     loop {
-        // The last look decides, also after the deadline: what it found is what is told, or nothing is left.
+        // The last scan decides, even after the deadline: either its findings are reported, or nothing is left.
         let (remains, proof) = look(placement).await?;
         let Some(remains) = remains else {
             empty_scans += 1;
@@ -200,11 +200,11 @@ async fn kill_all(placement: &Arc<Placement>, timeout: Duration) -> Result<Ended
     }
 }
 
-/// The remains of the generation, if any, and the proof for their absence.
+/// Returns the remains of the generation, if any, and the proof of their absence.
 async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)> {
     let known = placement.containment.cgroup.as_ref().map(Cgroup::known);
     let proof = match known {
-        // Not visible from here, or none: what follows rests on the scans.
+        // No visible cgroup: the proof rests on the scans.
         None | Some(Err(_)) => Proof::ScansEmpty,
         Some(Ok(Some(cgroup))) if cgroup.is_populated()? => {
             return Ok((Some(living(cgroup)), Proof::CgroupEmpty));
@@ -215,7 +215,7 @@ async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)
     Ok((Remains::of(found, None), proof))
 }
 
-/// The live processes of a cgroup. The list can be empty while the last process is ending.
+/// Returns the live processes of a cgroup. The list can be empty while the last process is ending.
 fn living(cgroup: Cgroup) -> Remains {
     let pids = cgroup.pids().into_iter();
     let processes = pids.filter_map(|pid| Stat::read(pid).ok().flatten());
@@ -225,10 +225,10 @@ fn living(cgroup: Cgroup) -> Remains {
     }
 }
 
-/// Whether anything of a generation can still run.
+/// Returns whether any part of a generation can still run.
 ///
 /// # Errors
-/// If that cannot be seen.
+/// If that cannot be determined.
 pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
     if let Some(Ok(Some(cgroup))) = placement.containment.cgroup.as_ref().map(Cgroup::known)
         && cgroup.is_populated()?
@@ -238,7 +238,7 @@ pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
     Ok(!looks::members_now(placement)?.is_empty())
 }
 
-/// Takes the status of those recorded that are children of this daemon.
+/// Reaps the recorded processes that are children of this daemon.
 fn reap(placement: &Placement, exits: &Exits) {
     for process in &placement.processes {
         if let Ok(Some(fd)) = process::open(process) {
@@ -274,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_ends_as_the_time_runs_out_is_a_confirmed_fence() {
-        // The deadline is over at the first look: what has ended by the second is no failure.
+        // The deadline has passed at the first scan: a process that has ended by the second scan is not a failure.
         let dir = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new("sh")
             .args(["-c", "echo; read line"])
@@ -283,7 +283,8 @@ mod tests {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        // It has its mark: while a process begins its program, its environment cannot be seen for a moment.
+        // The process carries its mark: while a process starts its program, its environment is not readable for a
+        // moment.
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let mut placement = nobody();
         placement.run_dir = dir.path().to_owned();
@@ -292,7 +293,7 @@ mod tests {
         let killed = child.wait();
         match ended {
             Ok(ended) => assert!(ended.killed),
-            // On a busy machine its end may take longer than the pause: then it is named.
+            // On a busy machine the end of the process may take longer than the pause; then the error names it.
             Err(error) => assert!(
                 error.to_string().contains(&child.id().to_string()),
                 "{error}"
@@ -317,7 +318,7 @@ mod tests {
     async fn another_boot_of_the_host_has_nothing_of_it_and_nobody_is_killed() {
         let own = i32::try_from(std::process::id()).unwrap();
         let mut placement = nobody();
-        // A pid and start time that are another's now.
+        // A pid and start time that now belong to another process.
         placement.processes = vec![identity(&Stat::read(own).unwrap().unwrap())];
         placement.host_boot_id = "another".to_owned();
         let boot_id = kmorph_launch::boot_id().unwrap();

@@ -1,6 +1,5 @@
-//! Finds a spawn whose outcome was never recorded because the daemon died meanwhile, from the files written to the
-//! run directory before anything was started, and from the records that each process wrote before it executed its
-//! program.
+//! Finds a spawn whose outcome was never recorded because the daemon died. The sources are the files written to
+//! the run directory before the start, and the record that each process wrote before it executed its program.
 
 use std::io;
 use std::path::Path;
@@ -12,13 +11,13 @@ use crate::cgroup::{Cgroup, Cgroups};
 use crate::contract::{BackendKind, Containment, Placement};
 use crate::fencing;
 
-/// The placement without its processes, in a run directory: written before anything is started.
+/// Name, in a run directory, of the placement without its processes: written before anything is started.
 pub(crate) const PLACEMENT: &str = "placement.json";
 
 /// Creates the containment for the processes of a new generation.
 ///
 /// # Errors
-/// If something that no journal knows lives in its place.
+/// If its place has live processes that no journal knows.
 pub(crate) fn contain(
     cgroups: Option<&Cgroups>,
     name: &InstanceName,
@@ -35,7 +34,7 @@ pub(crate) fn contain(
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         Some(Ok(cgroup)) => Some(cgroup),
-        // A limit on cgroups, or they are gone: its fence will rest on scans, and say so.
+        // Cgroups are limited or gone: the generation's fence will rest on scans, and report that.
         Some(Err(_)) => None,
     };
     let containment = Containment {
@@ -45,21 +44,22 @@ pub(crate) fn contain(
     Ok((cgroup, containment))
 }
 
-/// Writes down where a generation is about to be started.
+/// Records where a generation is about to be started.
 ///
 /// # Errors
-/// If it cannot be written.
+/// If the record cannot be written.
 pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> {
     birth::begin(&placement.run_dir, roles)?;
     let record = serde_json::to_vec(placement)?;
     std::fs::write(placement.run_dir.join(PLACEMENT), record)
 }
 
-/// Looks for such a spawn, and ends it as far as it is still under way; `None` when nothing of it can run.
-/// `kind` is the backend that asks, `roles` are those of its processes, the one whose end is the instance's end first.
+/// Looks for such a spawn, and ends it if it is still under way. Returns `None` if no part of it can run. `kind` is the
+/// calling backend, `roles` are the roles of its processes; the first one is the process whose end is the instance's
+/// end.
 ///
 /// # Errors
-/// If the system could not be asked, or another backend than `kind` began it.
+/// If a query of the system failed, or another backend than `kind` began the spawn.
 pub(crate) fn find(
     kind: BackendKind,
     name: &InstanceName,
@@ -93,14 +93,14 @@ pub(crate) fn find(
     Ok(None)
 }
 
-/// Removes what held the processes of a generation, once they have ended.
+/// Removes the cgroup of a generation, once its processes have ended.
 ///
 /// # Errors
-/// If something lives there.
+/// If it has live processes.
 pub(crate) fn remove_cgroup(containment: &Containment) -> io::Result<()> {
     match containment.cgroup.as_ref().map(Cgroup::known) {
         Some(Ok(Some(cgroup))) => cgroup.remove(),
-        // None, gone, or not visible from here.
+        // No cgroup, removed, or not visible from here.
         _ => Ok(()),
     }
 }

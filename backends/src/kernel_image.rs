@@ -1,4 +1,4 @@
-//! Kernel images: read, not trusted. What their header says, [`libkerf::image`] reads.
+//! Kernel images, as untrusted input. [`libkerf::image`] parses their header.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read};
@@ -9,14 +9,14 @@ use libkerf::image::HEAD_MAX_BYTES;
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
-/// Largest image that is read, in bytes.
+/// Maximum size of an image, in bytes.
 pub const IMAGE_MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// Bytes read and hashed at a time.
+/// Number of bytes read and hashed at a time.
 const READ_BYTES: usize = 64 * 1024;
 
 const TOO_LARGE: &str = "it is larger than any kernel image";
 
-/// A kernel image that was read and found sound.
+/// A kernel image that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelImage {
     path: PathBuf,
@@ -24,18 +24,18 @@ pub struct KernelImage {
     sha256: String,
 }
 
-/// Why a file is no kernel image that can be used.
+/// Why a file is not a usable kernel image.
 #[derive(Debug, thiserror::Error)]
 pub enum BadImage {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("the kernel image {path:?} cannot be read: {source}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// It is not a kernel.
+    /// The file is not a kernel.
     #[error(
         "{path:?} is no kernel image: {reason}; give a bzImage such as /boot/vmlinuz-<release>"
     )]
@@ -48,11 +48,10 @@ pub enum BadImage {
 }
 
 impl KernelImage {
-    /// Reads the image at `path` as a whole, a piece at a time. Blocking; takes about a second for each
-    /// gigabyte.
+    /// Reads the whole image at `path` in pieces. Blocking; takes about a second per gigabyte.
     ///
     /// # Errors
-    /// When it cannot be read or is not a bzImage, with what is wrong.
+    /// When it cannot be read or is not a bzImage, with the fault.
     pub fn read(path: &Path) -> Result<Self, BadImage> {
         let unreadable = |source| BadImage::Unreadable {
             path: path.to_owned(),
@@ -62,7 +61,7 @@ impl KernelImage {
             path: path.to_owned(),
             reason: reason.to_owned(),
         };
-        // A FIFO would be waited for; what is no regular file is refused below.
+        // Opening a FIFO would block; files other than regular ones are refused below.
         let file = std::fs::File::options()
             .read(true)
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -78,10 +77,10 @@ impl KernelImage {
         Self::from_reader(path, file)
     }
 
-    /// Takes `image`, all bytes of the file at `path`, which is not touched.
+    /// Checks `image`, the complete contents of the file at `path`, which is not read.
     ///
     /// # Errors
-    /// When it is not a bzImage, with what is wrong.
+    /// When it is not a bzImage, with the fault.
     pub fn parse(path: &Path, image: &[u8]) -> Result<Self, BadImage> {
         Self::from_reader(path, image)
     }
@@ -105,7 +104,7 @@ impl KernelImage {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(unreadable(error)),
             };
-            // It may have grown since it was opened.
+            // The file may have grown since it was opened.
             length += count as u64;
             if length > IMAGE_MAX_BYTES {
                 return Err(refuse(&TOO_LARGE));
@@ -126,24 +125,24 @@ impl KernelImage {
         })
     }
 
-    /// Where it lies.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its release, such as `6.12.9-amd64`, from its own header.
+    /// Returns its release, such as `6.12.9-amd64`, from its own header.
     pub fn release(&self) -> &str {
         &self.release
     }
 
-    /// SHA-256 of the whole file, hexadecimal.
+    /// Returns the SHA-256 of the whole file, hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 }
 
-/// A minimal sound image for tests and the embedded demo: a header, and a packed ELF file that says its release
-/// and has nothing to run.
+/// Creates a minimal valid image for tests and the embedded demo: a header, and a compressed ELF file with its
+/// release and without code.
 pub fn synthetic(release: &str) -> Vec<u8> {
     const KERNEL_BYTES: u16 = 512;
     let text = format!("{release} (kmorph test image)");
@@ -155,7 +154,7 @@ pub fn synthetic(release: &str) -> Vec<u8> {
     kernel[96..98].copy_from_slice(&(KERNEL_BYTES - 120).to_le_bytes());
     kernel[120..134].copy_from_slice(b"Linux version ");
     kernel[134..134 + said.len()].copy_from_slice(said);
-    // A zstd frame (RFC 8878) of one block that is stored as it is, and the size that the build puts behind it.
+    // A zstd frame (RFC 8878) with one uncompressed block, followed by the size as in the kernel's build.
     let mut payload = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
     payload.extend((KERNEL_BYTES - 256).to_le_bytes());
     payload.extend(&(u32::from(KERNEL_BYTES) << 3 | 1).to_le_bytes()[..3]);
@@ -216,7 +215,7 @@ mod tests {
         assert!(KernelImage::read(Path::new("/dev")).is_err());
     }
 
-    /// Bytes of a sound image and nothing behind them, and the largest piece that was asked for.
+    /// The bytes of a valid image without an end, and the largest piece that was requested.
     struct Endless {
         header: Vec<u8>,
         left: u64,

@@ -10,12 +10,12 @@ use rustix::fs::OFlags;
 
 use crate::contract::Placement;
 
-/// The file, in the run directory: 64 hexadecimal digits, mode 0600.
+/// Name of the file in the run directory: 64 hexadecimal digits, mode 0600.
 pub const KEY_FILE: &str = "agent.key";
-/// Longest file that is read, bytes: the digits, and a newline.
+/// Maximum size of the file, bytes: the digits, and a newline.
 const KEY_FILE_MAX_BYTES: u64 = 65;
 
-/// A new key.
+/// Generates a new key.
 ///
 /// # Errors
 /// If the system has no random numbers.
@@ -25,18 +25,18 @@ pub(crate) fn make() -> io::Result<Secret> {
     Ok(Secret::new(bytes))
 }
 
-/// Keeps `key` in a run directory, in place of that of a spawn that failed.
+/// Writes `key` to a run directory; replaces the key of a failed spawn.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub(crate) fn keep(run_dir: &OwnDir, key: &Secret) -> io::Result<()> {
     Ok(run_dir.write(KEY_FILE, key.digits().as_bytes())?)
 }
 
-/// The key of a generation.
+/// Reads the key of a generation.
 ///
 /// # Errors
-/// The system's, and `InvalidData` when the file is not one of [`KEY_FILE`]'s.
+/// The system's error, and `InvalidData` if the file does not have the format of [`KEY_FILE`].
 pub fn of(placement: &Placement) -> io::Result<Secret> {
     let mut options = std::fs::OpenOptions::new();
     let options = options

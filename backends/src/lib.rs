@@ -1,7 +1,7 @@
 //! The backends that run instances: one contract ([`contract`]) and its implementations.
 //!
-//! This crate starts, observes, fences and ends instances. It makes no decisions, does not speak KMP and knows no
-//! actor. Only a backend that observed the end of a generation creates its fence certificate.
+//! This crate starts, observes, fences and ends instances. It makes no decisions, does not speak KMP and does not
+//! depend on the actors. Only a backend that observed the end of a generation creates its fence certificate.
 
 mod birth;
 pub mod cgroup;

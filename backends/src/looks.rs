@@ -2,9 +2,9 @@
 //! made before it started.
 //!
 //! ```text
-//! ask ──▶ waiting ──▶ a look begins ──▶ answered
+//! ask ──▶ waiting ──▶ a scan begins ──▶ answered
 //!            ▲               │
-//!            └── asked during a look: the next one answers
+//!            └── asked during a scan: the next one answers
 //! ```
 //!
 //! A scan that started before a request proves nothing about the time after it, so it answers only earlier requests.
@@ -19,23 +19,23 @@ use crate::contract::Placement;
 use crate::marks::{self, Known};
 use crate::process::Stat;
 
-/// The processes of a generation that a look found.
+/// The processes of a generation found by a scan.
 type Found = io::Result<Vec<Stat>>;
 
-/// Those who wait for a look of this process. `/proc` is the whole host's, so one is enough.
+/// The requests for scans in this process. `/proc` covers the whole host, so one queue is enough.
 static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
 
 #[derive(Default)]
 struct Looks {
     state: Mutex<State>,
-    /// Of the thread that looks.
+    /// Used by the scanning thread.
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Asked>,
-    /// A thread looks, and takes who waits when it is done.
+    /// True while a thread scans; it takes the waiting requests when it has finished a scan.
     looks: bool,
 }
 
@@ -44,10 +44,10 @@ struct Asked {
     answer: oneshot::Sender<Found>,
 }
 
-/// The processes of a generation that can still run, without the daemon's own. The look begins after this call.
+/// Returns the processes of a generation that can still run, without the daemon's own. The scan begins after this call.
 ///
 /// # Errors
-/// If `/proc` cannot be read, or there is no thread for it.
+/// If `/proc` cannot be read, or no thread can be created.
 pub(crate) async fn members(placement: Arc<Placement>) -> Found {
     let (answer, answered) = oneshot::channel();
     LOOKS.ask(Asked { placement, answer })?;
@@ -55,7 +55,7 @@ pub(crate) async fn members(placement: Arc<Placement>) -> Found {
     answered.await.unwrap_or_else(gone)
 }
 
-/// As [`members`], by a look of its own. It blocks.
+/// As [`members`], but with a separate scan. Blocking.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -88,7 +88,7 @@ impl Looks {
         }
     }
 
-    /// Those who wait now; when there are none, the thread ends.
+    /// Takes the waiting requests; if there are none, the thread ends.
     fn next(&self) -> Option<Vec<Asked>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.looks = !state.waiting.is_empty();
@@ -96,7 +96,7 @@ impl Looks {
     }
 }
 
-/// The thread that looks. Should it panic, who waits is told and the next one begins anew.
+/// The scanning thread. If it panics, the waiting requests fail, and the next request starts a new thread.
 struct Looking<'a>(&'a Looks);
 
 impl Drop for Looking<'_> {
@@ -146,7 +146,8 @@ mod tests {
         })
     }
 
-    /// A process with the mark. It runs: while it executes its program, it has no environment for a moment.
+    /// Starts a process with the mark and waits until it runs: while it executes its program, its environment is empty
+    /// for a moment.
     fn marked(run_dir: &std::path::Path) -> Child {
         let mut child = Command::new("sh")
             .args(["-c", "echo; read line"])
@@ -165,7 +166,7 @@ mod tests {
         child
     }
 
-    /// Each is answered with its own, and with what there was when it asked.
+    /// Each request gets its own result, with the state at its time.
     #[tokio::test]
     async fn many_ask_at_once_and_each_hears_of_its_own() {
         let dir = tempfile::tempdir().unwrap();

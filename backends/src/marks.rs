@@ -2,10 +2,10 @@
 //!
 //! | evidence | lost |
 //! |---|---|
-//! | it is a recorded process: pid and exact start time | never |
+//! | a recorded process: pid and exact start time | never |
 //! | its tag: the limit `RLIMIT_RTTIME` that it inherited | when it sets that limit itself |
-//! | its mark: [`FENCE_ENV`] in the environment it was started with | when it is started with another environment |
-//! | it is a descendant of a live recorded process, or in its session | when that process ends |
+//! | its mark: [`FENCE_ENV`] in its initial environment | when it is started with another environment |
+//! | a descendant of a live recorded process, or a process in its session | when that process ends |
 //!
 //! Processes with a tag are remembered between scans: reading the tag again for each of many fences would be most of
 //! the cost of a scan.
@@ -24,41 +24,42 @@ use crate::process::{self, Stat};
 
 /// Environment variable that marks every process of a generation: its run directory.
 pub const FENCE_ENV: &str = "KMORPH_FENCE";
-/// Marks of a process that are remembered between looks; who has more is looked at each time.
+/// Maximum number of marks per process that are remembered between scans; a process with more is read in each scan.
 const MARKS_KEPT: usize = 4;
-/// Longest mark that is remembered, bytes: the variable's name and a path (PATH_MAX).
+/// Maximum length of a remembered mark, bytes: the variable's name and a path (PATH_MAX).
 const MARK_MAX_BYTES: usize = 4096 + 32;
-/// How much of an environment is read at a time, bytes.
+/// Number of bytes of an environment read at a time.
 const BLOCK_BYTES: usize = 64 * 1024;
 
-/// A process that can still run, with the evidence that it carries.
+/// A process that can still run, with its evidence.
 pub(crate) struct Seen {
     stat: Stat,
     evidence: Evidence,
 }
 
-/// Evidence that a process carries itself.
+/// Evidence from a process itself.
 #[derive(Clone, Default)]
 struct Evidence {
     tag: Option<u64>,
-    /// Its marks, [`MARKS_KEPT`] at most, in addition to those searched for.
+    /// Its marks, at most [`MARKS_KEPT`], in addition to those searched for.
     marks: BTreeSet<Vec<u8>>,
 }
 
 impl Evidence {
-    /// A process with a tag was born into a generation and is of it as long as it lives, whatever it does to its limits
-    /// and its environment later. One without a tag may be about to become one.
+    /// Returns whether the evidence is valid as long as the process lives. A process with a tag was born into a
+    /// generation and belongs to it for life, whatever it does to its limits and its environment later. A process
+    /// without a tag may be about to get one.
     fn is_lasting(&self) -> bool {
         self.tag.is_some() && self.marks.len() <= MARKS_KEPT
     }
 }
 
-/// Evidence that earlier looks found for processes that still run.
+/// Evidence from earlier scans about processes that still run.
 #[derive(Default)]
 pub(crate) struct Known(HashMap<(i32, u64), Evidence>);
 
 impl Known {
-    /// Looks once at every process that can still run, without the daemon's own, for generations with these marks.
+    /// Scans all processes that can still run, without the daemon's own, for generations with these marks.
     ///
     /// # Errors
     /// If `/proc` cannot be read.
@@ -87,7 +88,7 @@ fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
     }
 }
 
-/// The processes of `seen` that belong to the generation; the look searched for its mark.
+/// Returns the processes of `seen` that belong to the generation; the scan included its mark.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -104,7 +105,7 @@ pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<St
     Ok(seen.iter().filter(belongs).map(|seen| seen.stat).collect())
 }
 
-/// The recorded processes that live, what descends from them, and what is in their sessions.
+/// Returns the live recorded processes, their descendants, and the processes in their sessions.
 fn kin(all: &[Stat], placement: &Placement) -> io::Result<BTreeMap<i32, Stat>> {
     let recorded = |stat: &&Stat| placement.processes.iter().any(|known| stat.is(known));
     let mut kin: BTreeMap<i32, Stat> = all
@@ -129,7 +130,7 @@ fn kin(all: &[Stat], placement: &Placement) -> io::Result<BTreeMap<i32, Stat>> {
     }
 }
 
-/// Takes `stat` in if its `link` leads to `to`, one of `kin`, which was the same process before and after the look.
+/// Adds `stat` if its `link` leads to `to`, one of `kin`, which was the same process before and after the check.
 fn admit(
     stat: &Stat,
     to: i32,
@@ -151,7 +152,7 @@ fn admit(
     Ok(())
 }
 
-/// The entry of the environment that marks the generation with this run directory.
+/// Returns the environment entry that marks the generation with this run directory.
 pub(crate) fn mark_of(run_dir: &Path) -> Vec<u8> {
     let mut mark = format!("{FENCE_ENV}=").into_bytes();
     mark.extend_from_slice(run_dir.as_os_str().as_encoded_bytes());
@@ -163,8 +164,8 @@ fn tag(pid: i32) -> Option<u64> {
     limits.ok().and_then(|limits| birth::tag_in(&limits))
 }
 
-/// The marks that a process carries. When its first thread has ended, each thread that is left is asked: with the
-/// first one its view of the memory has gone.
+/// Returns the marks of a process. If its first thread has ended, and with it that thread's view of the
+/// memory, all remaining threads are read.
 fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
     let process = PathBuf::from(format!("/proc/{}", stat.pid));
     if !stat.is_headless() {
@@ -177,21 +178,20 @@ fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-/// Whether the environment that a process was started with carries this entry.
+/// Returns whether a process was started with this entry in its environment.
 pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
     let environ = PathBuf::from(format!("/proc/{pid}/environ"));
     marks_in_file(&environ, &BTreeSet::from([entry.to_vec()])).contains(entry)
 }
 
 fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
-    // An unreadable process ended meanwhile, or belongs to another user.
+    // An unreadable process has ended, or belongs to another user.
     let read = File::open(environ).and_then(|file| marks_in(file, sought));
     read.unwrap_or_default()
 }
 
-/// The marks in a list of entries that end with NUL, however long that list is: the first of them, one more than
-/// [`MARKS_KEPT`] at most, and besides them those that are sought. No entry of more than [`MARK_MAX_BYTES`] is kept,
-/// unless one is sought.
+/// Returns the marks in a list of NUL-terminated entries of any length: all marks in `sought`, and the first others,
+/// at most [`MARKS_KEPT`] plus one. Entries longer than [`MARK_MAX_BYTES`] are kept only if they are in `sought`.
 fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BTreeSet<Vec<u8>>> {
     let longest = sought.iter().map(Vec::len).max().unwrap_or_default();
     let longest = longest.max(MARK_MAX_BYTES);
@@ -203,7 +203,7 @@ fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BT
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             read => read?,
         };
-        // The end of the list ends its last entry.
+        // The end of the list terminates its last entry.
         let end: &[u8] = if length == 0 { &[0] } else { &[] };
         for byte in block.get(..length).unwrap_or_default().iter().chain(end) {
             if *byte != 0 {
@@ -224,7 +224,7 @@ fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BT
     }
 }
 
-/// Whether an entry of an environment is that of [`FENCE_ENV`].
+/// Returns whether an environment entry sets [`FENCE_ENV`].
 fn is_mark(entry: &[u8]) -> bool {
     let value = entry.strip_prefix(FENCE_ENV.as_bytes());
     entry.len() <= MARK_MAX_BYTES && value.is_some_and(|value| value.first() == Some(&b'='))
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(of_a_bystander, BTreeSet::new());
     }
 
-    /// It belongs to its generation also when it has dropped every sign of it since it was first seen.
+    /// The process belongs to its generation even after it has dropped all evidence since it was first seen.
     #[test]
     fn what_was_seen_with_a_tag_is_known_as_long_as_it_lives() {
         let (tag, dir) = (birth::new_tag().unwrap(), tempfile::tempdir().unwrap());

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::contract::{ExitCause, ProcessId};
 
-/// The flag of the kernel's own threads (include/linux/sched.h), in field 9 of `/proc/<pid>/stat`.
+/// The flag of kernel threads (include/linux/sched.h), in field 9 of `/proc/<pid>/stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// The fields of `/proc/<pid>/stat` (proc_pid_stat(5)).
@@ -22,18 +22,18 @@ pub(crate) struct Stat {
     pub(crate) pid: i32,
     /// `R`, `S`, `T`, `Z` …
     pub(crate) state: u8,
-    /// Its parent now: a process whose parent has ended gets another.
+    /// Its current parent: a process whose parent has ended gets another one.
     pub(crate) parent: i32,
     pub(crate) session: i32,
-    /// A thread of the kernel's own: it has no environment, no limits and no parent of ours.
+    /// True for a kernel thread: it has no environment, no limits, and no parent among the daemon's processes.
     pub(crate) is_kernel_thread: bool,
-    /// Threads that are left, the first one included also when it has ended.
+    /// Number of remaining threads, including the first one even if it has ended.
     pub(crate) threads: u64,
     pub(crate) start_ticks: u64,
 }
 
 impl Stat {
-    /// Reads it; `None` when there is no such process.
+    /// Reads the file; `None` if the process does not exist.
     pub(crate) fn read(pid: i32) -> io::Result<Option<Self>> {
         match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
             Ok(text) => Ok(Self::parse(pid, &text)),
@@ -42,8 +42,8 @@ impl Stat {
         }
     }
 
-    /// The command's name may contain anything, blanks and parentheses too: fields are counted from
-    /// the last parenthesis.
+    /// Parses the file. The command's name may contain any characters, including blanks and
+    /// parentheses: fields are counted from the last parenthesis.
     pub(crate) fn parse(pid: i32, text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -58,18 +58,18 @@ impl Stat {
         })
     }
 
-    /// Whether this is the process that `known` names, and not another with its pid.
+    /// Returns whether this is the process `known`, and not another one with its pid.
     pub(crate) fn is(&self, known: &ProcessId) -> bool {
         self.pid == known.pid && self.start_ticks == known.start_ticks
     }
 
-    /// Whether its first thread has ended and others run.
+    /// Returns whether its first thread has ended and others still run.
     pub(crate) fn is_headless(&self) -> bool {
         self.state == b'Z' && self.threads > 1
     }
 
-    /// Whether it has ended and only waits to be reaped. The state is that of its first thread: while
-    /// others are left, that one is a zombie of a process that still runs.
+    /// Returns whether it has ended and only waits to be reaped. The state is that of its first
+    /// thread: while other threads remain, the first one is a zombie of a process that still runs.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
@@ -81,7 +81,7 @@ fn gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// Every process there is now.
+/// Returns all current processes.
 pub(crate) fn all() -> io::Result<Vec<Stat>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -99,7 +99,7 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
     Ok(found)
 }
 
-/// A pidfd for exactly this process; `None` when it is gone.
+/// Returns a pidfd for exactly this process; `None` if it is gone.
 pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(process.pid) else {
         return Ok(None);
@@ -109,12 +109,12 @@ pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::SRCH) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    // Looked at after the pidfd is open: from here on the number cannot be reused unnoticed.
+    // Checked after the pidfd is open: from here on, a reuse of the pid would be noticed.
     let same = Stat::read(process.pid)?.is_some_and(|stat| stat.is(process));
     Ok(same.then_some(fd))
 }
 
-/// Sends a signal to the process behind `fd`; one that has ended is no error.
+/// Sends a signal to the process behind `fd`; an ended process is not an error.
 pub(crate) fn send(fd: &OwnedFd, signal: Signal) -> io::Result<()> {
     match pidfd_send_signal(fd, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -122,27 +122,27 @@ pub(crate) fn send(fd: &OwnedFd, signal: Signal) -> io::Result<()> {
     }
 }
 
-/// How children of this daemon have ended: the status can be had once, but is asked for by several.
+/// Exit causes of the daemon's children: the status can be read only once, but has several readers.
 #[derive(Debug, Default)]
 pub(crate) struct Exits {
     known: Mutex<HashMap<(i32, u64), ExitCause>>,
 }
 
 impl Exits {
-    /// Completes when the process has ended, reaps it if it is ours, and says how it ended.
+    /// Waits until the process has ended, reaps it if it is a child, and returns the cause.
     pub(crate) async fn wait(&self, process: &ProcessId) -> io::Result<ExitCause> {
         let Some(fd) = open(process)? else {
             return Ok(self.recall(process));
         };
-        // SAFETY: the descriptor is owned by the AsyncFd, which takes it off the reactor before it is
-        // closed; it is never replaced.
+        // SAFETY: the AsyncFd owns the descriptor, deregisters it before it is closed, and never
+        // replaces it.
         let fd = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
         // A pidfd becomes readable when its process has ended (pidfd_open(2)).
         let _ = fd.readable().await?;
         Ok(self.reap(process, fd.get_ref()))
     }
 
-    /// Reaps an ended process if it is ours.
+    /// Reaps an ended process if it is a child.
     pub(crate) fn reap(&self, process: &ProcessId, fd: &OwnedFd) -> ExitCause {
         use std::os::fd::AsFd;
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -169,7 +169,7 @@ impl Exits {
         found.cloned().unwrap_or(ExitCause::Exited { status: None })
     }
 
-    /// Forgets a process whose end is of no interest any more.
+    /// Forgets a process whose exit cause is no longer needed.
     pub(crate) fn forget(&self, process: &ProcessId) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.remove(&(process.pid, process.start_ticks));

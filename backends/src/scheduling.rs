@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::contract::{ProcessId, ThreadTime};
 use crate::process::Stat;
 
-/// The accounts of all threads of these processes.
+/// Returns the accounts of all threads of these processes.
 pub(crate) fn accounts(processes: &[ProcessId]) -> Vec<ThreadTime> {
     let lives =
         |known: &&ProcessId| matches!(Stat::read(known.pid), Ok(Some(now)) if now.is(known));
@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(account(7, "7 (x", "1 2 3"), None);
     }
 
-    /// More threads than the one CPU that they may use, so that some of them wait whatever the machine does.
+    /// The test starts more threads than the one CPU that they may use, so that some of them wait on any machine.
     #[test]
     fn threads_that_share_a_cpu_wait_for_it() {
         let own = i32::try_from(std::process::id()).unwrap();

@@ -1,4 +1,4 @@
-//! Addresses of the API that contain names: whatever a name contains, it stays one segment or one value.
+//! Addresses of the API that contain names: any name stays one segment or one value.
 
 /// Builds a path of the API from these segments, each escaped.
 pub fn path(segments: &[&str]) -> String {

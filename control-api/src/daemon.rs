@@ -16,11 +16,11 @@ pub struct PoolUsage {
     pub memory_bytes: u64,
     /// Memory that no instance uses, in bytes. Memory that the kernel keeps for its bookkeeping counts as used.
     pub memory_free_bytes: u64,
-    /// CPUs in the pool that others than this daemon use, such as kernel instances created with kerf. They are not
-    /// free.
+    /// CPUs in the pool that are used by others than this daemon, such as kernel instances created with kerf. They
+    /// are not free.
     #[serde(default)]
     pub cpus_besides: Vec<u16>,
-    /// Memory in the pool that others use, in bytes, including what the kernel keeps for its bookkeeping.
+    /// Memory in the pool that is used by others, in bytes, including the kernel's bookkeeping.
     #[serde(default)]
     pub memory_besides_bytes: u64,
 }
@@ -38,7 +38,7 @@ pub struct DaemonStatus {
     pub uptime_s: u64,
     /// Name of the backend.
     pub backend: String,
-    /// What the backend found on this machine.
+    /// The backend's findings on this machine.
     pub backend_detail: String,
     /// Its configuration file, if one was read.
     pub config_path: Option<String>,

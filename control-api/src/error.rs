@@ -12,7 +12,7 @@ pub enum ErrorCode {
     InvalidRequest,
     /// The caller may read, but not make changes. HTTP 403.
     Forbidden,
-    /// There is no such instance, operation or path. HTTP 404.
+    /// The instance, operation or path does not exist. HTTP 404.
     NotFound,
     /// The path exists, but does not support this method. HTTP 405.
     MethodNotAllowed,
@@ -54,7 +54,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The HTTP status of this error.
+    /// Returns the HTTP status of this error.
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
@@ -85,15 +85,15 @@ impl ErrorCode {
 pub struct ApiError {
     /// Error code for programs.
     pub code: ErrorCode,
-    /// What was tried, on what, and what happened, for people.
+    /// The attempted action, its object and the error, for people.
     pub message: String,
-    /// What to do next, when there is something.
+    /// The next step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_step: Option<String>,
 }
 
 impl ApiError {
-    /// An error without a hint.
+    /// Creates an error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -102,7 +102,7 @@ impl ApiError {
         }
     }
 
-    /// The same error with what to do next.
+    /// Returns this error with a next step.
     #[must_use]
     pub fn hint(mut self, next_step: impl Into<String>) -> Self {
         self.next_step = Some(next_step.into());

@@ -57,13 +57,13 @@ pub struct WorkloadRequest {
     pub env_file: Option<String>,
 }
 
-/// A string that can be passed to a program: without a NUL.
+/// Returns a string that can be passed to a program: without a NUL.
 fn text() -> ObjectBuilder {
     let text = ObjectBuilder::new().schema_type(Type::String);
     text.pattern(Some("^[^\\x00]*$"))
 }
 
-/// An address to listen on.
+/// Returns an address to listen on.
 fn ip_address() -> Schema {
     let of = |format| {
         let text = ObjectBuilder::new().schema_type(Type::String);
@@ -130,7 +130,7 @@ pub enum PortState {
 }
 
 impl PortState {
-    /// The name of the state in API, CLI and logs.
+    /// Returns the name of the state in API, CLI and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",

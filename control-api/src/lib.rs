@@ -1,8 +1,8 @@
 //! Types of the control API, as JSON over HTTP: kmorphd serves them and kmorphctl reads them.
 //!
-//! This crate holds data and its (de)serialization only: no I/O, no actor, no rendering. Every
-//! request refuses unknown fields; every response may grow fields. Times are RFC 3339 in UTC,
-//! durations are integers with their unit in the name.
+//! This crate contains only data and its (de)serialization: no I/O, no actor, no rendering. Requests with unknown
+//! fields are refused; later versions may add fields to responses. Times are RFC 3339 in UTC, durations are integers
+//! with their unit in the name.
 //!
 //! | method and path | request | answer |
 //! |---|---|---|
@@ -37,8 +37,8 @@
 //! | `GET /metrics` | | Prometheus text |
 //!
 //! A request that starts an operation is answered with 202 and the operation's address in `Location`. A failure is an
-//! [`ApiError`] with the HTTP status of its [`ErrorCode`].
-//! A request's body must have a length (Content-Length); a chunked body is refused with 400.
+//! [`ApiError`] with the HTTP status of its [`ErrorCode`]. A request's body must have a length (Content-Length); a
+//! chunked body is refused with 400.
 
 #![forbid(unsafe_code)]
 

@@ -86,7 +86,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Whether the operation has ended and does not change any more.
+    /// Returns whether the operation has ended and does not change any more.
     pub fn is_over(&self) -> bool {
         self.state != OperationState::Running
     }

@@ -55,7 +55,7 @@ impl ConfiguredPaths {
         toml::from_str::<Config>(text).unwrap_or_default().paths
     }
 
-    /// The control socket, if the file determines it.
+    /// Returns the control socket, if the file determines it.
     pub fn socket(&self) -> Option<PathBuf> {
         let in_run_dir = || self.run_dir.as_ref().map(|dir| dir.join(SOCKET_NAME));
         self.socket.clone().or_else(in_run_dir)
@@ -76,8 +76,8 @@ pub struct DefaultPaths {
 }
 
 impl DefaultPaths {
-    /// The default paths for a user (effective uid); `var` looks up the environment: `DefaultPaths::of(uid, |name|
-    /// std::env::var_os(name))`.
+    /// Returns the default paths for a user (effective uid); `var` looks up the environment:
+    /// `DefaultPaths::of(uid, |name| std::env::var_os(name))`.
     pub fn of(uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Self {
         if uid == 0 {
             return Self {
@@ -107,7 +107,7 @@ impl DefaultPaths {
         }
     }
 
-    /// The control socket.
+    /// Returns the control socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join(SOCKET_NAME)
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Shortest heartbeat timeout, seconds.
+/// Minimum heartbeat timeout, seconds.
 pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
-/// Longest timeout of any kind, seconds.
+/// Maximum of every timeout, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
 
 /// Whether the memory of a failed instance is captured before it is released.
@@ -24,7 +24,7 @@ pub enum VmcorePolicy {
 }
 
 impl VmcorePolicy {
-    /// Its name in the API, in files and on the command line.
+    /// Returns its name in the API, in files and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -34,7 +34,7 @@ impl VmcorePolicy {
     }
 }
 
-/// How an instance is treated that answers while one of its CPUs executes nothing for the heartbeat timeout.
+/// The state of an instance that answers while one of its CPUs executes nothing for the heartbeat timeout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StuckCpuPolicy {
@@ -46,7 +46,7 @@ pub enum StuckCpuPolicy {
 }
 
 impl StuckCpuPolicy {
-    /// Its name in the API, in files and on the command line.
+    /// Returns its name in the API, in files and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Degraded => "degraded",
@@ -122,7 +122,7 @@ pub struct PolicySet {
 }
 
 impl Policy {
-    /// The key of the first value that is out of range, and the reason.
+    /// Returns the key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {

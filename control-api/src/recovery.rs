@@ -64,12 +64,12 @@ pub struct RecoveryRecord {
     pub evidence: Vec<String>,
     /// How the fence was confirmed.
     pub fence: Option<String>,
-    /// What was captured of its memory; absent if nothing was to be captured.
+    /// The capture of its memory; absent if no capture was planned.
     #[serde(default)]
     pub vmcore: Option<VmcoreRecord>,
     /// Its outcome.
     pub outcome: RecoveryOutcome,
-    /// Why it failed, or what remains to be done.
+    /// Why it failed, or which step remains.
     pub reason: Option<String>,
     /// When the verdict was reached.
     pub started_at: String,

@@ -1,4 +1,4 @@
-//! The receiving end of a ring.
+//! The receiver of a ring.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -6,7 +6,7 @@ use crate::Corrupt;
 use crate::layout::{Geometry, INLINE_MAX, PACKET_MAX, Span, bulk_size, kind, ring};
 use crate::memory::Memory;
 
-/// The receiving end. Its positions are its own: the peer cannot write them.
+/// The receiver. Its positions are private: the peer cannot write them.
 #[derive(Debug)]
 pub struct Consumer {
     geometry: Geometry,
@@ -19,7 +19,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A new end of the ring `from` → `to`, awake, with its shared words zeroed.
+    /// Creates a new receiver of the ring `from` → `to`, awake, with its shared words zeroed.
     pub(crate) fn new<M: Memory>(memory: &M, geometry: Geometry, from: u32, to: u32) -> Self {
         let ring = geometry.ring(from, to);
         for at in [ring::TAIL, ring::FREED, ring::WAKE] {
@@ -36,11 +36,11 @@ impl Consumer {
         }
     }
 
-    /// Appends the next packet to `to` and gives its room back; returns its length, or `None` when there
-    /// is none. Ask [`Self::must_ring`] after the last of a batch.
+    /// Appends the next packet to `to` and frees its space. Returns its length, or `None` if there is no packet. Check
+    /// [`Self::must_ring`] after the last packet of a batch.
     ///
     /// # Errors
-    /// When the sender wrote what it must not; nothing was taken.
+    /// When the sender wrote an invalid value; nothing was taken.
     pub fn take<M: Memory>(
         &mut self,
         memory: &M,
@@ -61,7 +61,7 @@ impl Consumer {
     fn peek<M: Memory>(&mut self, memory: &M) -> Result<Option<(Span, u32)>, Corrupt> {
         let head = memory.load32(self.ring + ring::HEAD, Acquire);
         let ready = head.wrapping_sub(self.tail);
-        // At most the ring is full, and it never moves back.
+        // The head is at most one full ring ahead, and never moves back.
         if ready > self.geometry.slots() || ready < self.head.wrapping_sub(self.tail) {
             return Err(Corrupt);
         }
@@ -74,7 +74,7 @@ impl Consumer {
         self.locate(descriptor).map(Some)
     }
 
-    /// Where the packet of the next descriptor lies. Everything in it can be foretold but the length.
+    /// Returns the location of the next descriptor's packet. All of the descriptor except the length is predictable.
     fn locate(&self, descriptor: u64) -> Result<(Span, u32), Corrupt> {
         let (geometry, ring) = (self.geometry, self.ring);
         let position = descriptor >> 32;
@@ -102,7 +102,7 @@ impl Consumer {
         memory.store32(self.ring + ring::TAIL, self.tail, Release);
     }
 
-    /// Whether the sender waits for room and was not rung since.
+    /// Returns whether the sender waits for space and has not been rung since.
     pub fn must_ring<M: Memory>(&mut self, memory: &M) -> bool {
         // Pairs with Producer::want_room.
         memory.barrier();
@@ -114,7 +114,7 @@ impl Consumer {
         ring
     }
 
-    /// Asks for a doorbell with the next packet. [`Self::take`] once more afterwards before waiting.
+    /// Requests a doorbell with the next packet. Call [`Self::take`] once more after this, before waiting.
     pub fn sleep<M: Memory>(&mut self, memory: &M) {
         self.wake = self.wake.checked_add(1).unwrap_or(1);
         memory.store32(self.ring + ring::WAKE, self.wake, Relaxed);

@@ -1,4 +1,4 @@
-//! Where everything lies, version 1 of the layout.
+//! The layout of the shared memory, version 1.
 //!
 //! ```text
 //! 0        header
@@ -11,29 +11,29 @@
 //!            …    bytes                    longer packets
 //! ```
 
-/// The bytes `KERFVSK1`, first in the header.
+/// The bytes `KERFVSK1`, at the start of the header.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KERFVSK1");
 /// Version of the layout.
 pub const VERSION: u32 = 1;
-/// Most peers in a region.
+/// Maximum number of peers in a region.
 pub const PEERS_MAX: u32 = 64;
-/// Fewest slots of a ring.
+/// Minimum number of slots of a ring.
 pub const SLOTS_MIN: u32 = 32;
-/// Most slots of a ring.
+/// Maximum number of slots of a ring.
 pub const SLOTS_MAX: u32 = 1024;
-/// Slots that only control packets may take.
+/// Number of slots reserved for control packets.
 pub const SLOTS_RESERVED: u32 = 8;
-/// Smallest byte ring.
+/// Minimum size of a byte ring, bytes.
 pub const BYTES_MIN: u32 = 64 * 1024;
-/// Largest byte ring.
+/// Maximum size of a byte ring, bytes.
 pub const BYTES_MAX: u32 = 16 * 1024 * 1024;
-/// Packets begin at multiples of this in the byte ring.
+/// Alignment of packets in the byte ring, bytes.
 pub const BYTES_ALIGN: u32 = 64;
-/// Longest packet that goes inline, bytes.
+/// Maximum length of an inline packet, bytes.
 pub const INLINE_MAX: u32 = 255;
-/// Longest packet, bytes.
+/// Maximum length of a packet, bytes.
 pub const PACKET_MAX: u32 = 32 * 1024 - 512;
-/// Distance of inline slots, bytes.
+/// Distance between inline slots, bytes.
 pub const SLOT_SIZE: u32 = 256;
 
 /// Offsets in the header.
@@ -42,55 +42,55 @@ pub mod header {
     pub const MAGIC: u64 = 0;
     /// u32 [`VERSION`](super::VERSION).
     pub const VERSION: u64 = 8;
-    /// u32, peers.
+    /// u32: number of peers.
     pub const PEERS: u64 = 12;
-    /// u32, slots of each ring.
+    /// u32: number of slots of each ring.
     pub const SLOTS: u64 = 16;
-    /// u32, bytes of each byte ring.
+    /// u32: size of each byte ring, bytes.
     pub const BYTES: u64 = 20;
-    /// u64, bytes of the region.
+    /// u64: size of the region, bytes.
     pub const SIZE: u64 = 24;
 }
 
 /// The peers' entries.
 pub mod peer {
-    /// Where the first begins.
+    /// Offset of the first entry.
     pub const OFFSET: u64 = 4096;
-    /// Distance between two.
+    /// Distance between entries, bytes.
     pub const STRIDE: u64 = 256;
     /// u64: state in the low half, generation in the high half.
     pub const WORD: u64 = 0;
-    /// u32: interrupts with which it can be rung.
+    /// u32: number of interrupts with which the peer can be rung.
     pub const VECTORS: u64 = 8;
     /// u32: length of the reason.
     pub const REASON_LEN: u64 = 12;
-    /// Text: why it panicked.
+    /// Text: the reason of its panic.
     pub const REASON: u64 = 16;
-    /// Longest reason, bytes.
+    /// Maximum length of the reason, bytes.
     pub const REASON_MAX: u32 = 112;
 }
 
 /// Offsets in a ring.
 pub mod ring {
-    /// u32: slots published, counted on and on.
+    /// u32: number of published slots, modulo 2^32.
     pub const HEAD: u64 = 0;
-    /// u32: ticket of the sender that waits for room; 0: it does not.
+    /// u32: ticket of the sender that waits for space; 0 if it does not wait.
     pub const WANT: u64 = 4;
-    /// u64: the receiver's name that the sender has reset itself for; 0: none.
+    /// u64: the receiver's name for which the sender has reset itself; 0 for none.
     pub const ACK: u64 = 8;
-    /// u64: the sender's own name, round in the low half, generation in the high half.
+    /// u64: the sender's own name, with the round in the low half and the generation in the high half.
     pub const BEGUN: u64 = 16;
-    /// u32: slots taken.
+    /// u32: number of taken slots.
     pub const TAIL: u64 = 128;
-    /// u32: bytes given back.
+    /// u32: number of freed bytes.
     pub const FREED: u64 = 132;
-    /// u32: ticket of the receiver that sleeps; 0: it is awake.
+    /// u32: ticket of the receiver that sleeps; 0 if it is awake.
     pub const WAKE: u64 = 136;
-    /// u64 for each slot.
+    /// One u64 for each slot.
     pub const DESCRIPTORS: u64 = 256;
 }
 
-/// A descriptor's kinds.
+/// The kinds of a descriptor.
 pub mod kind {
     /// The packet is in the slot.
     pub const INLINE: u64 = 1;
@@ -100,7 +100,7 @@ pub mod kind {
 
 const PAGE: u64 = 4096;
 
-/// The measures of a region, checked.
+/// The checked dimensions of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     peers: u32,
@@ -109,8 +109,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Measures for `peers` peers (1 to [`PEERS_MAX`]), rings of `slots` slots and `bytes` bytes (powers of
-    /// two, within their bounds); `None` when one is out of range.
+    /// Dimensions for `peers` peers (1 to [`PEERS_MAX`]), and rings of `slots` slots and `bytes` bytes
+    /// (powers of two, within their bounds); `None` if a value is out of range.
     pub fn new(peers: u32, slots: u32, bytes: u32) -> Option<Self> {
         let valid = (1..=PEERS_MAX).contains(&peers)
             && slots.is_power_of_two()
@@ -124,37 +124,37 @@ impl Geometry {
         })
     }
 
-    /// Peers that the region has room for; they are numbered from 0.
+    /// Returns the number of peers for which the region has space; they are numbered from 0.
     pub fn peers(self) -> u32 {
         self.peers
     }
 
-    /// Slots of each ring.
+    /// Returns the number of slots of each ring.
     pub fn slots(self) -> u32 {
         self.slots
     }
 
-    /// Bytes of each byte ring.
+    /// Returns the size of each byte ring, bytes.
     pub fn bytes(self) -> u32 {
         self.bytes
     }
 
-    /// Bytes of the whole region.
+    /// Returns the size of the whole region, bytes.
     pub fn region_size(self) -> u64 {
         let peers = u64::from(self.peers);
         self.rings() + peers * peers * self.stride()
     }
 
-    /// Where the entry of `peer` begins.
+    /// Returns the offset of the entry of `peer`.
     ///
     /// # Panics
-    /// When there is no such peer: the number is the caller's own, never read from shared memory.
+    /// When the peer does not exist: the number is the caller's own, never read from shared memory.
     pub(crate) fn entry(self, peer: u32) -> u64 {
         assert!(peer < self.peers, "no peer {peer}");
         peer::OFFSET + u64::from(peer) * peer::STRIDE
     }
 
-    /// Where the ring from `from` to `to` begins.
+    /// Returns the offset of the ring from `from` to `to`.
     ///
     /// # Panics
     /// As [`Self::entry`].
@@ -164,18 +164,18 @@ impl Geometry {
         self.rings() + index * self.stride()
     }
 
-    /// The place of an inline slot within a ring; any `index` falls on one.
+    /// Returns the offset of an inline slot in a ring; every `index` gives a slot.
     pub(crate) fn slot(self, index: u32) -> u64 {
         let first = ring::DESCRIPTORS + u64::from(self.slots) * 8;
         first + u64::from(index & (self.slots - 1)) * u64::from(SLOT_SIZE)
     }
 
-    /// The place of a descriptor within a ring; any `index` falls on one.
+    /// Returns the offset of a descriptor in a ring; every `index` gives a descriptor.
     pub(crate) fn descriptor(self, index: u32) -> u64 {
         ring::DESCRIPTORS + u64::from(index & (self.slots - 1)) * 8
     }
 
-    /// The place of a position of the byte ring, within a ring, and how far it is to the end of it.
+    /// Returns the offset in a ring of a position of the byte ring, and the distance to the end of the byte ring.
     pub(crate) fn byte(self, position: u32) -> (u64, u32) {
         let at = position & (self.bytes - 1);
         let first = self.slot(0) + u64::from(self.slots) * u64::from(SLOT_SIZE);
@@ -192,27 +192,27 @@ impl Geometry {
     }
 }
 
-/// Bytes that a packet of `len` bytes takes in the byte ring.
+/// Returns the size of a packet of `len` bytes in the byte ring.
 pub(crate) fn bulk_size(len: u32) -> u32 {
     len.next_multiple_of(BYTES_ALIGN)
 }
 
-/// Where a packet of `len` bytes lies, as offsets in the region: one part, or two around the end of the
-/// byte ring.
+/// Location of a packet of `len` bytes, as offsets in the region: one part, or two around the end of
+/// the byte ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     parts: [(u64, usize); 2],
 }
 
 impl Span {
-    /// In the slot `index`.
+    /// Returns the location in the slot `index`.
     pub(crate) fn inline(geometry: Geometry, ring: u64, index: u32, len: u32) -> Self {
         Self {
             parts: [(ring + geometry.slot(index), len as usize), (0, 0)],
         }
     }
 
-    /// In the byte ring from `position` on.
+    /// Returns the location in the byte ring from `position` on.
     pub(crate) fn bulk(geometry: Geometry, ring: u64, position: u32, len: u32) -> Self {
         let (at, room) = geometry.byte(position);
         let first = len.min(room);

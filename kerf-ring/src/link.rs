@@ -1,15 +1,15 @@
-//! The link between two peers: when the rings between them may be used.
+//! The link between two peers: determines when the rings between them may be used.
 //!
-//! A peer that begins takes a new generation, makes its own words zero and says ready
-//! ([`Region::attach`]). Each end of a link has a name: its peer's generation and a round, which counts the
-//! links of this pair that the end has lost. An end that sees a name it has not accepted resets its own words
-//! of the two rings between them, and then acknowledges that name. The link is up when each end has
-//! acknowledged the other's present name: then both have reset. An end that loses a link takes a new name, so
-//! no name is used for two links: neither end has used the rings before, and a peer that vanishes in the middle
-//! of a packet and comes back finds clean rings.
+//! A peer that starts takes a new generation, zeroes its own words and reports ready ([`Region::attach`]). Each
+//! end of a link has a name: its peer's generation and a round, which counts the links of this pair that the
+//! end has lost. An end that sees a name that it has not accepted resets its own words of the two rings, and
+//! then acknowledges that name. The link is up when each end has acknowledged the other's current name: then
+//! both have reset. An end that loses a link takes a new name, so no name is used for two links. Therefore
+//! neither end has used the rings before, and a peer that vanishes in the middle of a packet and returns finds
+//! clean rings.
 //!
-//! A lost link stays down for a while, longer each time, so a peer that keeps breaking the rules, and a third
-//! peer that keeps spoiling the rings, cost little. A new generation of the peer ends the wait.
+//! A lost link stays down for a while, longer each time, to limit the cost of a peer that keeps violating the
+//! rules, and of a third peer that keeps corrupting the rings. A new generation of the peer ends the wait.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::time::Duration;
@@ -21,25 +21,26 @@ use crate::memory::Memory;
 use crate::producer::{Class, Producer, PutError};
 use crate::region::Region;
 
-/// How long a lost link stays down the first time; twice as long each time after that.
+/// Wait after the first loss of a link; each further wait is twice as long.
 pub const RETRY_MIN: Duration = Duration::from_secs(1);
-/// The longest of these waits. A link that was up for as long begins with [`RETRY_MIN`] again.
+/// Maximum wait after the loss of a link. After a link that was up for this long, the wait starts at [`RETRY_MIN`]
+/// again.
 pub const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// What a look at the peer shows.
+/// The result of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// No link, as before.
+    /// The link is still down.
     Down,
-    /// A link, as before.
+    /// The link is still up.
     Up,
-    /// A link from now on.
+    /// The link has come up.
     CameUp,
-    /// No link any more: connections over it have ended.
+    /// The link is lost: connections over it have ended.
     Lost,
 }
 
-/// What an end of a link is called, for one link.
+/// The name of an end of a link, for one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Name {
     generation: u32,
@@ -47,7 +48,7 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    /// The first name of a generation.
+    /// Returns the first name of a generation.
     pub(crate) fn first(generation: u32) -> Self {
         Self {
             generation,
@@ -84,7 +85,7 @@ pub struct Link {
     name: Name,
     accepted: Option<Accepted>,
     lost: Option<Lost>,
-    /// How long the last lost link stayed down; zero: there was none.
+    /// Wait after the last lost link; zero if there was none.
     retry: Duration,
     waiting: bool,
     tell: bool,
@@ -94,13 +95,13 @@ pub struct Link {
 #[derive(Debug)]
 struct Accepted {
     name: Name,
-    /// Since when the link is up.
+    /// Time at which the link came up.
     up: Option<Duration>,
     tx: Producer,
     rx: Consumer,
 }
 
-/// A link that was lost: none is begun with this generation of the peer before `until`.
+/// A lost link: no link begins with this generation of the peer before `until`.
 #[derive(Debug)]
 struct Lost {
     generation: u32,
@@ -108,7 +109,7 @@ struct Lost {
 }
 
 impl Link {
-    /// The end of the peer `me`, attached with `generation`, towards `peer`.
+    /// Creates the end of the peer `me`, attached with `generation`, of the link to `peer`.
     pub fn new(me: u32, peer: u32, generation: u32) -> Self {
         Self {
             me,
@@ -122,28 +123,28 @@ impl Link {
         }
     }
 
-    /// The peer's number.
+    /// Returns the peer's number.
     pub fn peer(&self) -> u32 {
         self.peer
     }
 
-    /// Whether the rings may be used.
+    /// Returns whether the rings may be used.
     pub fn is_up(&self) -> bool {
         self.accepted.as_ref().is_some_and(|a| a.up.is_some())
     }
 
-    /// Whether the link was lost and the last look found that it is too early to begin anew.
+    /// Returns whether the link was lost and, at the last poll, it was too early to start again.
     pub fn is_waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Whether the peer is to be rung because this end's word for it has changed; asking answers it.
+    /// Returns whether to ring the peer because this end has changed its words; returns true only once per change.
     pub fn must_tell(&mut self) -> bool {
         core::mem::take(&mut self.tell)
     }
 
-    /// Looks at the peer and does what the handshake asks for. To be called on every doorbell, now and
-    /// then without one, and before the rings are used. `now` is of any clock that goes on, the same in every
+    /// Checks the peer and performs the steps of the handshake. Call this on every doorbell, regularly
+    /// without one, and before each use of the rings. `now` is from a monotonic clock, the same one in every
     /// call.
     pub fn poll<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> LinkEvent {
         self.restate(region);
@@ -170,7 +171,7 @@ impl Link {
                 LinkEvent::CameUp
             }
             (false, false) => LinkEvent::Down,
-            // It has taken its acknowledgement back: it will not use these rings again.
+            // The peer has withdrawn its acknowledgement: it will not use these rings again.
             (false, true) => {
                 self.give_up(region, now);
                 LinkEvent::Lost
@@ -178,10 +179,10 @@ impl Link {
         }
     }
 
-    /// Sends a packet; see [`Producer::put`]. Nothing can be sent while the link is down.
+    /// Sends a packet; see [`Producer::put`]. Sends nothing while the link is down.
     ///
     /// # Errors
-    /// [`PutError::Full`] while the link is down, else as there.
+    /// [`PutError::Full`] while the link is down, else those of [`Producer::put`].
     pub fn put<M: Memory>(
         &mut self,
         region: &Region<M>,
@@ -194,10 +195,10 @@ impl Link {
         }
     }
 
-    /// Receives a packet; see [`Consumer::take`]. Nothing comes while the link is down.
+    /// Receives a packet; see [`Consumer::take`]. Receives nothing while the link is down.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Consumer::take`].
     pub fn take<M: Memory>(
         &mut self,
         region: &Region<M>,
@@ -209,14 +210,14 @@ impl Link {
         }
     }
 
-    /// Both ends of the rings while the link is up.
+    /// Returns both rings while the link is up.
     pub fn rings(&mut self) -> Option<(&mut Producer, &mut Consumer)> {
         let accepted = self.accepted.as_mut().filter(|a| a.up.is_some())?;
         Some((&mut accepted.tx, &mut accepted.rx))
     }
 
-    /// To be called when a ring was found [`Corrupt`]. The link is down from now on. Returns true when the
-    /// peer is to blame, or a third one, and false when it has only begun anew.
+    /// Takes the link down after a ring was found [`Corrupt`]. Returns true if the peer or a third peer is
+    /// to blame, and false if the peer has only started again.
     pub fn corrupt<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> bool {
         let Some(accepted) = &self.accepted else {
             return false;
@@ -226,7 +227,7 @@ impl Link {
         blamed
     }
 
-    /// Gives the link up: the peer sees that nothing is sent or taken any more.
+    /// Takes the link down: the peer sees that this end no longer sends or receives.
     pub fn down<M: Memory>(&mut self, region: &Region<M>) {
         if self.accepted.take().is_some() {
             self.acknowledge(region, 0);
@@ -234,11 +235,11 @@ impl Link {
         }
     }
 
-    /// What the peer is called now, when it is there.
+    /// Returns the peer's current name, if the peer is ready.
     fn peer_name<M: Memory>(&self, region: &Region<M>) -> Option<Name> {
         let generation = region.peer(self.peer).ready()?;
         let from = region.geometry().ring(self.peer, self.me);
-        // Pairs with the release in state_name: what it has acknowledged under an older name is gone.
+        // Pairs with the release in state_name: acknowledgements under an older name are no longer visible.
         let name = Name::unpack(region.memory().load64(from + ring::BEGUN, Acquire));
         (name.generation == generation).then_some(name)
     }
@@ -248,14 +249,14 @@ impl Link {
         lost.is_some_and(|lost| lost.generation == name.generation && now < lost.until)
     }
 
-    /// The link has ended, or never came up. Says whether it was up; then it stays down for a while.
+    /// Gives up a link that has ended or never came up. Returns whether it was up; then it stays down for a while.
     fn give_up<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> bool {
         let ended = self.accepted.as_ref().map(|a| (a.name, a.up));
         self.down(region);
         let Some((name, Some(since))) = ended else {
             return false;
         };
-        // Who has behaved for as long as it can be made to wait begins with the shortest wait again.
+        // After a link that was up for the maximum wait, start with the minimum wait again.
         self.retry = if now.saturating_sub(since) >= RETRY_MAX {
             RETRY_MIN
         } else {
@@ -269,16 +270,16 @@ impl Link {
         true
     }
 
-    /// Takes a new name: the old one has been used for a link.
+    /// Takes a new name, because the old one has been used for a link.
     fn begin_anew<M: Memory>(&mut self, region: &Region<M>) {
         self.name = self.name.next();
         self.state_name(region);
-        // Who sees one of the zeros of accept and then looks at the name sees that we have begun anew.
+        // A peer that sees a zero from accept and then reads the name sees the new name.
         region.memory().barrier();
     }
 
-    /// States again what this end has stated, where a third peer has written over it: an end that is up does not write
-    /// these words, and the other end may just wait for them.
+    /// Rewrites this end's words if a third peer has overwritten them: otherwise an end that is up does not write
+    /// them, and the other end may wait for them.
     fn restate<M: Memory>(&self, region: &Region<M>) {
         let to = region.geometry().ring(self.me, self.peer);
         let memory = region.memory();
@@ -301,8 +302,8 @@ impl Link {
             .store64(to + ring::BEGUN, self.name.pack(), Release);
     }
 
-    /// Makes this end's words of both rings what they are until the link is up, and acknowledges the peer's name. Done at
-    /// each look until then: a third peer may have written over them.
+    /// Resets this end's words of both rings, and acknowledges the peer's name. Repeated at each poll until the link is
+    /// up, because a third peer may have overwritten the words.
     fn accept<M: Memory>(&mut self, region: &Region<M>, name: Name) {
         let (memory, geometry) = (region.memory(), region.geometry());
         let accepted = Accepted {
@@ -315,7 +316,7 @@ impl Link {
             self.lost = None;
             self.tell = true;
         }
-        // The peer that sees it sees our zeros.
+        // A peer that sees the acknowledgement also sees this end's zeros.
         self.acknowledge(region, name.pack());
     }
 

@@ -1,50 +1,50 @@
-//! Touching memory that others write at the same time.
+//! Access to memory that other processes or kernels write at the same time.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
-/// Memory shared with peers. Offsets are bytes from its start; words lie at multiples of their size.
+/// Memory shared with peers. Offsets are bytes from its start; words are aligned to their size.
 ///
 /// # Panics
 /// Every method may panic when an offset is out of bounds or not aligned: offsets are the caller's own.
 pub trait Memory {
-    /// Bytes of it.
+    /// Returns its size, bytes.
     fn size(&self) -> u64;
     /// Reads a word once.
     fn load32(&self, at: u64, order: Ordering) -> u32;
     /// Writes a word once.
     fn store32(&self, at: u64, value: u32, order: Ordering);
-    /// Reads a word of 64 bits once.
+    /// Reads a 64-bit word once.
     fn load64(&self, at: u64, order: Ordering) -> u64;
-    /// Writes a word of 64 bits once.
+    /// Writes a 64-bit word once.
     fn store64(&self, at: u64, value: u64, order: Ordering);
-    /// Replaces a word of 64 bits when it is `old`; says whether it was.
+    /// Replaces a 64-bit word if it is `old`. Returns whether it was.
     fn replace64(&self, at: u64, old: u64, new: u64) -> bool;
-    /// Copies bytes out, each once and in no order.
+    /// Reads bytes, each once and in any order.
     fn read(&self, at: u64, to: &mut [u8]);
-    /// Copies bytes in.
+    /// Writes bytes.
     fn write(&self, at: u64, from: &[u8]);
     /// A full barrier.
     fn barrier(&self);
 }
 
-/// Memory that is mapped into this process.
+/// Memory mapped into this process.
 #[derive(Debug)]
 pub struct Mapped {
     start: *mut u8,
     size: u64,
 }
 
-// SAFETY: the memory is reached only through atomics, by whichever thread.
+// SAFETY: all threads access the memory only through atomics.
 unsafe impl Send for Mapped {}
 // SAFETY: likewise.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// The memory at `start`.
+    /// Uses the memory at `start`.
     ///
     /// # Safety
-    /// `size` bytes at `start` are mapped for reading and writing for as long as this value lives, and no
-    /// reference of Rust's to them exists. Others may write them at any time.
+    /// `size` bytes at `start` are mapped for reading and writing for the lifetime of this value, and no Rust reference
+    /// to them exists. Others may write them at any time.
     ///
     /// # Panics
     /// When `start` is not aligned to 8 bytes.
@@ -53,7 +53,7 @@ impl Mapped {
         Self { start, size }
     }
 
-    /// The place `at`, of which `len` bytes are within bounds.
+    /// Returns the address at offset `at`; checks that `len` bytes are within bounds.
     fn at(&self, at: u64, len: usize) -> *mut u8 {
         let end = at.checked_add(len as u64);
         assert!(end.is_some_and(|end| end <= self.size), "out of bounds");
@@ -64,7 +64,7 @@ impl Mapped {
 
     fn word32(&self, at: u64) -> &AtomicU32 {
         assert!(at.is_multiple_of(4), "not aligned");
-        // SAFETY: within bounds and aligned; shared memory is only reached through atomics.
+        // SAFETY: within bounds and aligned; shared memory is accessed only through atomics.
         unsafe { AtomicU32::from_ptr(self.at(at, 4).cast()) }
     }
 
@@ -115,7 +115,7 @@ impl Memory for Mapped {
             return;
         }
         self.at(at, to.len());
-        // Packets begin at multiples of 64, so it is words all the way but for the last few bytes.
+        // Packets are aligned to 64 bytes, so all but the last few bytes are copied as words.
         let mut at = at;
         let mut words = to.chunks_exact_mut(8);
         for word in &mut words {

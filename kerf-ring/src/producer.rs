@@ -1,4 +1,4 @@
-//! The sending end of a ring.
+//! The sender of a ring.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -8,7 +8,7 @@ use crate::layout::{
 };
 use crate::memory::Memory;
 
-/// What a packet is: which slots it may take.
+/// The class of a packet: determines the slots that it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Leaves [`SLOTS_RESERVED`] slots free.
@@ -20,18 +20,18 @@ pub enum Class {
 /// Why a packet was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PutError {
-    /// No room now: wait, and try again.
+    /// No space at this time: wait and try again.
     #[error("the ring is full")]
     Full,
-    /// The receiver wrote what it must not: give the link up.
+    /// The receiver wrote an invalid value: give up the link.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// Empty, or longer than [`PACKET_MAX`]: the caller's own mistake.
+    /// The packet is empty, or longer than [`PACKET_MAX`]: an error of the caller.
     #[error("a packet has 1 to {PACKET_MAX} bytes, not {0}")]
     Length(usize),
 }
 
-/// The sending end. Its positions are its own: the peer cannot write them.
+/// The sender. Its positions are private: the peer cannot write them.
 #[derive(Debug)]
 pub struct Producer {
     geometry: Geometry,
@@ -45,7 +45,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A new end of the ring `from` → `to`, with its shared words zeroed.
+    /// Creates a new sender of the ring `from` → `to`, with its shared words zeroed.
     pub(crate) fn new<M: Memory>(memory: &M, geometry: Geometry, from: u32, to: u32) -> Self {
         let ring = geometry.ring(from, to);
         memory.store32(ring + ring::HEAD, 0, Relaxed);
@@ -62,10 +62,10 @@ impl Producer {
         }
     }
 
-    /// Sends a packet, given in parts. Ask [`Self::must_ring`] after the last of a batch.
+    /// Sends a packet, given in parts. Check [`Self::must_ring`] after the last packet of a batch.
     ///
     /// # Errors
-    /// When it was not sent; then nothing of it was.
+    /// When the packet was not sent; then no part of it was.
     pub fn put<M: Memory>(
         &mut self,
         memory: &M,
@@ -121,9 +121,9 @@ impl Producer {
         memory.store32(self.ring + ring::HEAD, self.head, Release);
     }
 
-    /// Whether the receiver sleeps and was not rung since.
+    /// Returns whether the receiver sleeps and has not been rung since.
     pub fn must_ring<M: Memory>(&mut self, memory: &M) -> bool {
-        // Pairs with Consumer::sleep: either we see its ticket, or it sees our head.
+        // Pairs with Consumer::sleep: either this end sees its ticket, or it sees this end's head.
         memory.barrier();
         let wake = memory.load32(self.ring + ring::WAKE, Relaxed);
         let ring = wake != 0 && wake != self.rung;
@@ -133,8 +133,8 @@ impl Producer {
         ring
     }
 
-    /// Asks for a doorbell when there is room. Try [`Self::put`] once more afterwards, and say
-    /// [`Self::has_room`] when nothing is waited for any more.
+    /// Requests a doorbell when there is space. Call [`Self::put`] once more after this, and
+    /// [`Self::has_room`] when no packet waits any more.
     pub fn want_room<M: Memory>(&mut self, memory: &M) {
         self.want = self.want.checked_add(1).unwrap_or(1);
         memory.store32(self.ring + ring::WANT, self.want, Relaxed);
@@ -148,7 +148,7 @@ impl Producer {
     }
 }
 
-/// Believes a position only when it moves on from where it was, and not past `limit`.
+/// Accepts a position only if it is between the known one and `limit`.
 fn advance(known: &mut u32, read: u32, limit: u32) -> Result<(), Corrupt> {
     if read.wrapping_sub(*known) > limit.wrapping_sub(*known) {
         return Err(Corrupt);
@@ -157,7 +157,7 @@ fn advance(known: &mut u32, read: u32, limit: u32) -> Result<(), Corrupt> {
     Ok(())
 }
 
-/// Writes `parts` one after the other into `span`, which they fill.
+/// Writes the concatenation of `parts`, which must fill `span`.
 fn scatter<M: Memory>(memory: &M, span: Span, parts: &[&[u8]]) {
     let mut places = span.parts().into_iter();
     let (mut at, mut room) = places.next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The whole of the shared memory: its header and its peers.
+//! The whole shared memory: its header and its peers.
 
 use core::sync::atomic::Ordering;
 
@@ -9,31 +9,31 @@ use crate::memory::Memory;
 /// Why a region cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// It does not begin with the magic number.
+    /// The magic number is missing.
     #[error("no region was made there yet")]
     Absent,
-    /// Another version of the layout.
+    /// The version of the layout is not supported.
     #[error("the region has layout version {0}; this program knows version 1")]
     Version(u32),
-    /// Its measures are out of range, contradict each other or do not fit.
+    /// The dimensions are out of range, contradict each other or do not fit.
     #[error("the region's header states impossible measures")]
     Measures,
 }
 
-/// What a peer says of itself. A dead one says nothing: see [`Region::bury`].
+/// The state that a peer reports. A dead peer reports nothing: see [`Region::bury`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
-    /// Never there.
+    /// The peer was never attached.
     Absent,
-    /// Resetting its words.
+    /// The peer resets its words.
     Starting,
-    /// There.
+    /// The peer is attached.
     Ready,
-    /// Gone.
+    /// The peer has detached.
     Left,
-    /// Its kernel panicked.
+    /// The peer's kernel panicked.
     Panicked,
-    /// A number that means nothing.
+    /// An unknown number.
     Unknown(u32),
 }
 
@@ -63,17 +63,17 @@ impl From<u32> for PeerState {
     }
 }
 
-/// A peer's state and generation, read as one.
+/// A peer's state and generation, read together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerWord {
     /// Its state.
     pub state: PeerState,
-    /// Its incarnation; 0 means that there was none.
+    /// Its incarnation; 0 before the first one.
     pub generation: u32,
 }
 
 impl PeerWord {
-    /// Its generation when it is there.
+    /// Returns its generation, if it is ready.
     pub(crate) fn ready(self) -> Option<u32> {
         (self.state == PeerState::Ready && self.generation != 0).then_some(self.generation)
     }
@@ -94,7 +94,7 @@ impl PeerWord {
     }
 }
 
-/// Shared memory with checked measures.
+/// Shared memory with checked dimensions.
 #[derive(Debug)]
 pub struct Region<M> {
     memory: M,
@@ -102,7 +102,7 @@ pub struct Region<M> {
 }
 
 impl<M: Memory> Region<M> {
-    /// Makes a region of zeroed memory.
+    /// Creates a region in zeroed memory.
     ///
     /// # Errors
     /// [`OpenError::Measures`] when the memory is too small.
@@ -120,10 +120,10 @@ impl<M: Memory> Region<M> {
         Ok(Self { memory, geometry })
     }
 
-    /// Opens a region that another has made. Its measures are read now and never again.
+    /// Opens a region that another peer has created. Reads its dimensions only once.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The error in the region.
     pub fn open(memory: M) -> Result<Self, OpenError> {
         if memory.size() < peer::OFFSET {
             return Err(OpenError::Measures);
@@ -149,17 +149,17 @@ impl<M: Memory> Region<M> {
         Ok(Self { memory, geometry })
     }
 
-    /// Its measures.
+    /// Returns its dimensions.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Its memory.
+    /// Returns its memory.
     pub fn memory(&self) -> &M {
         &self.memory
     }
 
-    /// What `peer` says of itself.
+    /// Returns the word of `peer`.
     ///
     /// # Panics
     /// When the region has no such peer; likewise below.
@@ -167,13 +167,13 @@ impl<M: Memory> Region<M> {
         PeerWord::unpack(self.memory.load64(self.word_at(peer), Ordering::Acquire))
     }
 
-    /// The interrupt of `peer` that belongs to `me`: what follows the doorbell's peer number.
+    /// Returns the interrupt of `peer` for doorbells from `me`: the value that follows the peer number in a doorbell.
     pub fn vector(&self, peer: u32, me: u32) -> u32 {
         let at = self.geometry.entry(peer) + peer::VECTORS;
         me % self.memory.load32(at, Ordering::Relaxed).max(1)
     }
 
-    /// Why `peer` panicked, as far as it could say. Any bytes may be in it.
+    /// Returns the reason why `peer` panicked, as far as it could report it. May contain any bytes.
     pub fn reason(&self, peer: u32) -> Vec<u8> {
         let entry = self.geometry.entry(peer);
         let len = self
@@ -184,8 +184,8 @@ impl<M: Memory> Region<M> {
         reason
     }
 
-    /// Begins a new incarnation of the peer `me`, whose words are this end's to write, and returns its
-    /// generation. Everybody is to be rung afterwards.
+    /// Starts a new incarnation of the peer `me`, whose words this end may write, and returns its
+    /// generation. Ring all peers after this.
     pub fn attach(&self, me: u32, vectors: u32) -> u32 {
         let memory = &self.memory;
         let entry = self.geometry.entry(me);
@@ -194,7 +194,7 @@ impl<M: Memory> Region<M> {
         let word = |state| PeerWord { state, generation }.pack();
         let relaxed = Ordering::Relaxed;
         memory.store64(entry + peer::WORD, word(PeerState::Starting), relaxed);
-        // Who sees one of the zeros below and then looks at the word sees that we have begun anew.
+        // A peer that sees one of the zeros below and then reads the word sees the new incarnation.
         memory.barrier();
         memory.store32(entry + peer::VECTORS, vectors, relaxed);
         memory.store32(entry + peer::REASON_LEN, 0, relaxed);
@@ -215,8 +215,8 @@ impl<M: Memory> Region<M> {
         generation
     }
 
-    /// States again that the peer `me` is there with `generation`, its own copy, where another peer has written
-    /// over it. To be called now and then, and not after [`Self::detach`].
+    /// Rewrites the word of the peer `me` with `generation`, its own copy, if another peer has overwritten it.
+    /// Call this regularly, and not after [`Self::detach`].
     pub fn restate(&self, me: u32, generation: u32, vectors: u32) {
         let entry = self.geometry.entry(me);
         let relaxed = Ordering::Relaxed;
@@ -240,8 +240,8 @@ impl<M: Memory> Region<M> {
             .store64(self.word_at(me), word, Ordering::Release);
     }
 
-    /// Says for a peer that has ended without a word that it is gone; one that has already said why it
-    /// ended is left alone. Only for who knows that it cannot run any more: the doorbell server.
+    /// Marks a peer that ended without a report as left; does not change a peer that has reported its
+    /// end. Only for the doorbell server, which knows that the peer cannot run any more.
     pub fn bury(&self, peer: u32) {
         let word = self.peer(peer);
         if matches!(word.state, PeerState::Left | PeerState::Panicked) {

@@ -1,6 +1,6 @@
 //! Sends requests to the daemon: HTTP and JSON over its Unix socket, one connection per request.
 //!
-//! Every wait and every read here is bounded. Every error becomes a [`Failure`] that names the socket.
+//! All waits and reads are bounded. Every error becomes a [`Failure`] that names the socket.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
@@ -21,20 +21,20 @@ use tokio::net::UnixStream;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-/// Longest time to reach the socket.
+/// Maximum time to connect to the socket.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest answer that is read, bytes: 10,000 instances need about 6 MiB.
+/// Maximum size of an answer, bytes: 10,000 instances need about 6 MiB.
 const ANSWER_MAX_BYTES: usize = 64 << 20;
-/// How much of an answer that makes no sense is shown, characters.
+/// Maximum length of the excerpt from an invalid answer, characters.
 const EXCERPT_MAX_CHARS: usize = 200;
 
-/// An answer: as it came, and as this program understands it. JSON output shows the former, so that
+/// An answer: the original JSON, and its parsed value. JSON output shows the original, so that
 /// fields of a newer daemon are not lost.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer<T> {
-    /// As it came.
+    /// The original JSON.
     pub(crate) raw: Value,
-    /// As understood.
+    /// The parsed value.
     pub(crate) value: T,
 }
 
@@ -47,8 +47,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client for the daemon at `socket` that gives it `timeout` for each answer. With `own_only`, nothing is said to
-    /// a daemon that is neither this user's nor root's: under `/tmp` anybody can be there first.
+    /// Creates a client for the daemon at `socket`, with `timeout` for each answer. With `own_only`, the client refuses
+    /// a daemon that belongs neither to this user nor to root: under `/tmp`, another user can create the socket first.
     pub(crate) fn new(socket: PathBuf, timeout: Duration, own_only: bool) -> Self {
         Self {
             socket,
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The daemon's socket.
+    /// Returns the daemon's socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
@@ -66,7 +66,7 @@ impl Client {
         self.ask(Method::GET, path, None, Duration::ZERO).await
     }
 
-    /// A request that the daemon answers late on purpose: after up to `wait`.
+    /// Sends a request that the daemon may delay on purpose for up to `wait`.
     pub(crate) async fn get_waiting<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -112,8 +112,7 @@ impl Client {
         self.ask(Method::DELETE, path, None, Duration::ZERO).await
     }
 
-    /// Opens a stream that ends when the daemon ends it; only its beginning is waited for under the
-    /// timeout.
+    /// Opens a stream that ends when the daemon ends it; the timeout applies only to its beginning.
     pub(crate) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
         let begun = tokio::time::timeout(self.timeout, self.send(Method::GET, path, None));
         let response = begun.await.map_err(|_| self.silent(self.timeout))??;
@@ -124,7 +123,7 @@ impl Client {
         Err(refusal(self.socket(), status, &body))
     }
 
-    /// The failure when the connection breaks during an answer.
+    /// Returns the failure when the connection breaks during an answer.
     pub(crate) fn broken(&self, why: impl std::fmt::Display) -> Failure {
         let socket = self.socket.display();
         let text = format!("the daemon at {socket} closed the connection: {why}");
@@ -194,7 +193,7 @@ impl Client {
             hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
                 .await
                 .map_err(|error| self.broken(error))?;
-        // Ends with the exchange: it holds nothing but this connection. Its error reaches the
+        // Ends with the exchange: the task holds only this connection. Its error reaches the
         // exchange too.
         tokio::spawn(connection);
         sender
@@ -289,7 +288,7 @@ impl Client {
     }
 }
 
-/// A refusal. One of a newer daemon, with a code this program does not know, keeps its message.
+/// Returns a refusal. If a newer daemon sends an unknown code, the message is kept.
 fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
     #[derive(serde::Deserialize)]
     struct Said {
@@ -315,7 +314,7 @@ fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
     Failure::internal(text).hint("check that the socket belongs to kmorphd")
 }
 
-/// Whether a socket is there, or cannot be seen to be something else.
+/// Returns whether the path is a socket, or is not visible enough to be ruled out.
 fn is_socket(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |there| there.file_type().is_socket())
 }

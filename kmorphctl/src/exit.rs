@@ -8,33 +8,33 @@ use kmorph_control_api::ErrorCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
-    Ok = 0,
     /// Success.
-    Internal = 1,
+    Ok = 0,
     /// Internal error of kmorph.
+    Internal = 1,
+    /// Invalid command line.
     Usage = 2,
     /// No daemon answers.
     Unreachable = 3,
-    /// No such instance, operation or morph.
+    /// The instance, operation or morph does not exist.
     NotFound = 4,
-    /// The present state does not allow it.
+    /// The present state does not permit the request.
     Refused = 5,
-    /// The caller may not do it.
+    /// Permission denied.
     Forbidden = 6,
     /// A file or value was refused.
     InvalidInput = 7,
-    /// The operation started and did not succeed.
+    /// The operation started and failed.
     OperationFailed = 8,
-    /// Something needed is not there, for now.
+    /// A required resource is not available at this time.
     Resources = 9,
-    /// No answer in time.
+    /// Timeout.
     TimedOut = 10,
     /// Not built yet.
     NotImplemented = 11,
-    /// A person must look.
+    /// An operator must act.
     OperatorNeeded = 12,
-    /// Ctrl-C.
+    /// Interrupted by Ctrl-C.
     Interrupted = 130,
 }
 
@@ -51,8 +51,8 @@ const fn row(exit: Exit, meaning: &'static str) -> ExitCodeRow {
     ExitCodeRow { exit, meaning }
 }
 
-/// Every exit code, in order. The help text and the man page are made from it, and a test holds
-/// docs/cli.md to it.
+/// All exit codes, in order. The help text and the man page are generated from this table, and a
+/// test compares docs/cli.md with it.
 pub const EXIT_CODES: [ExitCodeRow; 14] = [
     row(Exit::Ok, "done"),
     row(
@@ -95,12 +95,12 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
 ];
 
 impl Exit {
-    /// The number.
+    /// Returns the number.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The exit code of a request that the daemon refused.
+    /// Returns the exit code of a request that the daemon refused.
     pub fn of_refusal(code: ErrorCode) -> Self {
         match code {
             ErrorCode::InvalidRequest
@@ -126,7 +126,7 @@ impl Exit {
         }
     }
 
-    /// The exit code of an operation that was begun and failed. A cause that says more than
+    /// Returns the exit code of an operation that was begun and failed. A cause that says more than
     /// "failed" keeps its own code.
     pub fn of_failed_operation(code: ErrorCode) -> Self {
         match Self::of_refusal(code) {
@@ -145,7 +145,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The list as text, for the help and the man page.
+/// Returns the list as text, for the help and the man page.
 pub(crate) fn help_text() -> String {
     let mut text = String::from("Exit codes:\n");
     for ExitCodeRow { exit, meaning } in EXIT_CODES {

@@ -10,15 +10,15 @@ use crate::exit::Exit;
 /// A failure: what happened, what to do next, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// How the process ends.
+    /// Exit code of the process.
     pub(crate) exit: Exit,
-    /// The daemon's own word for it, when it came from the daemon.
+    /// The daemon's error code, if the failure came from the daemon.
     pub(crate) code: Option<ErrorCode>,
-    /// What was attempted, on what, and what happened.
+    /// The attempted action, its object and the error.
     pub(crate) message: String,
-    /// What to do next.
+    /// The next step.
     pub(crate) next_step: Option<String>,
-    /// Whether to print nothing: the reader of our output has gone away.
+    /// Whether to print nothing, because the reader of the output has exited.
     pub(crate) silent: bool,
 }
 
@@ -41,19 +41,19 @@ impl Failure {
         Self::new(Exit::InvalidInput, message)
     }
 
-    /// The same failure with what to do next.
+    /// Returns this failure with a next step.
     #[must_use]
     pub(crate) fn hint(mut self, next_step: impl Into<String>) -> Self {
         self.next_step = Some(next_step.into());
         self
     }
 
-    /// The daemon refused.
+    /// Returns a refusal by the daemon.
     pub(crate) fn refused(error: ApiError) -> Self {
         Self::from_api(Exit::of_refusal(error.code), error)
     }
 
-    /// The daemon began and failed.
+    /// Returns a failed operation of the daemon.
     pub(crate) fn operation(error: ApiError) -> Self {
         Self::from_api(Exit::of_failed_operation(error.code), error)
     }
@@ -68,17 +68,17 @@ impl Failure {
         }
     }
 
-    /// A file named by the user cannot be used.
+    /// Creates the failure for an unusable file that the user named.
     pub(crate) fn file(verb: &str, path: &Path, error: &std::io::Error) -> Self {
         let inner = error.get_ref();
         match inner.is_some_and(|inner| inner.is::<kmorph_files::NamedFileError>()) {
-            // It says so itself.
+            // The error text already names the file.
             true => Self::invalid(error.to_string()),
             false => Self::invalid(format!("cannot {verb} {}: {error}", path.display())),
         }
     }
 
-    /// The output cannot be written. A reader that exits early (`| head`) is not an error.
+    /// Creates the failure for output that cannot be written. A reader that exits early (`| head`) is not an error.
     pub(crate) fn output(error: &std::io::Error) -> Self {
         let silent = error.kind() == std::io::ErrorKind::BrokenPipe;
         Self {

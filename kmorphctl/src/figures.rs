@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// An age or duration in milliseconds: `120ms`, `62s`, `5m 3s`, `2h 4m`, `3d 4h`.
+/// Returns an age or duration in milliseconds: `120ms`, `62s`, `5m 3s`, `2h 4m`, `3d 4h`.
 pub(crate) fn age_ms(ms: u64) -> String {
     if ms < 1000 {
         return format!("{ms}ms");
@@ -11,7 +11,7 @@ pub(crate) fn age_ms(ms: u64) -> String {
     age_s(ms / 1000)
 }
 
-/// An age in seconds. Up to two minutes it stays in seconds, because timeouts are.
+/// Returns an age in seconds. Up to two minutes it is in seconds, like the timeouts.
 pub(crate) fn age_s(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
@@ -22,7 +22,7 @@ pub(crate) fn age_s(seconds: u64) -> String {
     }
 }
 
-/// A duration in microseconds: `850 µs`, `1.25 ms`, `3.10 s`.
+/// Returns a duration in microseconds: `850 µs`, `1.25 ms`, `3.10 s`.
 pub(crate) fn micros(us: u64) -> String {
     match us {
         0..1000 => format!("{us} µs"),
@@ -40,12 +40,12 @@ pub(crate) fn millis(ms: f64) -> String {
     }
 }
 
-/// Seconds of a policy: no fraction where there is none.
+/// Seconds of a policy: without a fraction if it is zero.
 pub(crate) fn seconds(s: f64) -> String {
     format!("{s}s")
 }
 
-/// A size in powers of 1024.
+/// Returns a size in powers of 1024.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut size = bytes;
@@ -62,7 +62,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// CPUs as the kernel writes them: `0-3,8`; `-` for none.
+/// Formats CPUs in the kernel's list format: `0-3,8`; `-` for none.
 pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     let mut sorted = cpus.to_vec();
     sorted.sort_unstable();
@@ -87,7 +87,7 @@ pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     ranges.iter().map(show).collect::<Vec<_>>().join(",")
 }
 
-/// An RFC 3339 time in the zone of the reader; as it came when it is none.
+/// Returns an RFC 3339 time in the local time zone; unchanged if it does not parse.
 pub(crate) fn local_time(rfc3339: &str) -> String {
     match rfc3339.parse::<Timestamp>() {
         Ok(time) => time

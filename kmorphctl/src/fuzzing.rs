@@ -2,11 +2,11 @@
 
 use crate::policy_file::{PolicyFile, render};
 
-/// Reads `text` as a policy file. A refusal names a place in it; what is read can be written and read
-/// again alike.
+/// Parses `text` as a policy file. An error must name a position in the file, and a parsed set must
+/// survive writing and parsing.
 ///
 /// # Panics
-/// If it does not.
+/// If one of these does not hold.
 pub fn policy_file(text: &str) {
     match PolicyFile::parse("p".to_owned(), text.to_owned()) {
         Ok(file) => {

@@ -1,8 +1,8 @@
 //! The kmorph command line: sends requests to kmorphd over its control API and prints the answers.
 //!
 //! This crate may speak HTTP to the daemon's Unix socket, read and write files named by its user (vmcores through
-//! `kmorph-vmcore`), and start the daemon. It may not reach instances, the journal or a backend in any other way, and
-//! it keeps no state.
+//! `kmorph-vmcore`), and start the daemon. It must not access instances, the journal or a backend in any other way,
+//! and it keeps no state.
 //!
 //! `cli` defines the command line, `commands` executes it, `client` talks to the daemon, `operation_wait` follows
 //! operations, `output` prints, and `exit` defines the exit codes. `upstream` converts the configuration of the C
@@ -44,7 +44,7 @@ pub fn run() -> ExitCode {
     let ended = match runtime {
         Ok(runtime) => {
             let ended = runtime.block_on(commands::run(cli, &mut out));
-            // A thread that still reads a file or a terminal must not hold the process.
+            // A thread that still reads a file or a terminal must not delay the exit.
             runtime.shutdown_background();
             ended
         }
@@ -58,7 +58,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Prints what clap has to say instead: help, the version, or what is wrong with the command line.
+/// Prints clap's own output: help, the version, or the error in the command line.
 fn say(answer: &clap::Error) -> Exit {
     match answer.print() {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Exit::Internal,

@@ -15,12 +15,12 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// How often a spinner moves.
+/// Interval between spinner updates.
 const SPINNER_TICK: Duration = Duration::from_millis(100);
-/// Shortest wait asked of the daemon: below it we would ask all the time.
+/// Minimum wait requested from the daemon: a shorter one would mean constant requests.
 const WAIT_MIN_MS: u64 = 10;
 
-/// An operation's kind in words.
+/// Returns an operation's kind, for people.
 pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
     match kind {
         OperationKind::Spawn => "spawn",
@@ -36,7 +36,7 @@ pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
     }
 }
 
-/// An operation's state in words.
+/// Returns an operation's state, for people.
 pub(crate) fn state_name(state: OperationState) -> &'static str {
     match state {
         OperationState::Running => "running",
@@ -49,8 +49,7 @@ pub(crate) fn state_name(state: OperationState) -> &'static str {
 /// Waits as requested and returns the operation: finished successfully, or still in progress with `--no-wait`.
 ///
 /// # Errors
-/// If it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
-/// first.
+/// If it failed or was cancelled (JSON output shows it all the same), or if the wait ended first.
 pub(crate) async fn finish(
     client: &Client,
     out: &mut Output,
@@ -204,7 +203,7 @@ impl Progress {
             bar.set_position(progress.done);
         }
         let mut text = format!("{} {}", kind_name(operation.kind), operation.instance);
-        // Before its first step an operation has none.
+        // An operation has no step before its first one.
         if !progress.step.is_empty() {
             text.push_str(": ");
             text.push_str(&progress.step);

@@ -1,6 +1,6 @@
 //! Prints answers and failures: tables and sentences for people, JSON for programs.
 //!
-//! Much of the output comes from an instance's kernel, which is not trusted: control characters are printed as
+//! Much of the output comes from an instance's kernel, which is untrusted: control characters are printed as
 //! escapes (`\u{1b}`), never sent to the terminal.
 
 use std::fmt::Write as _;
@@ -15,16 +15,16 @@ use crate::cli::OutputFormat;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-/// Narrowest column of sentences, in characters; on a narrower terminal lines run over instead.
+/// Minimum width of a column of sentences, in characters; on a narrower terminal, lines are longer than the terminal.
 const SENTENCES_MIN_WIDTH: u16 = 24;
 
-/// How the last column of a table is filled.
+/// The contents of a table's last column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LastColumn {
-    /// With words, as the others.
+    /// Words, as in the other columns.
     Words,
-    /// With sentences, which wrap at the width of the terminal. A file or a pipe gets each row on
-    /// one line.
+    /// Sentences, which wrap at the width of the terminal. A file or a pipe gets each row on one
+    /// line.
     Sentences,
 }
 
@@ -37,16 +37,16 @@ pub(crate) struct Output {
     progress: bool,
 }
 
-/// How a word is to be taken.
+/// The significance of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
-    /// Nothing to say about it.
+    /// Neutral.
     Plain,
-    /// As it should be.
+    /// Normal.
     Good,
-    /// Worth a look.
+    /// Needs attention.
     Warning,
-    /// Wrong.
+    /// An error.
     Bad,
 }
 
@@ -86,47 +86,47 @@ impl Output {
         }
     }
 
-    /// True when programs read along.
+    /// Returns true if the output is JSON for programs.
     pub(crate) fn is_json(&self) -> bool {
         self.format == OutputFormat::Json
     }
 
-    /// True when progress may be shown, on standard error.
+    /// Returns true if progress may be shown on standard error.
     pub(crate) fn shows_progress(&self) -> bool {
         self.progress
     }
 
-    /// A JSON value, for programs, over several lines.
+    /// Prints a JSON value, indented.
     pub(crate) fn json(&mut self, value: &Value) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::internal(format!("cannot encode the answer: {error}")))?;
         self.raw(&text)
     }
 
-    /// A JSON value on one line, at once: one of many.
+    /// Prints a JSON value on one line and flushes the output: one of a series.
     pub(crate) fn json_line(&mut self, value: &Value) -> Result<(), Failure> {
         self.raw(&value.to_string())?;
         self.flush()
     }
 
-    /// A line for people.
+    /// Prints a line for people.
     pub(crate) fn line(&mut self, text: &str) -> Result<(), Failure> {
         self.raw(&printable(text))
     }
 
-    /// A text of our own making, as it is; a line end is added.
+    /// Prints a trusted text unchanged; adds a line end.
     pub(crate) fn raw(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.stdout, "{text}").map_err(|error| Failure::output(&error))
     }
 
-    /// Bytes of our own making, as they are.
+    /// Prints trusted bytes unchanged.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.stdout
             .write_all(bytes)
             .map_err(|error| Failure::output(&error))
     }
 
-    /// A text with its tone, to be put into a line.
+    /// Returns a text with its tone, as part of a line.
     pub(crate) fn paint(&self, word: &Word) -> String {
         let text = printable(&word.text);
         match colour_code(word.tone) {
@@ -135,7 +135,7 @@ impl Output {
         }
     }
 
-    /// `Label: value` lines; a label is our own, a value may be anybody's.
+    /// Prints `Label: value` lines; labels are trusted, values are not.
     pub(crate) fn fields(&mut self, fields: &[(&str, Word)]) -> Result<(), Failure> {
         for (label, word) in fields {
             let painted = self.paint(word);
@@ -144,7 +144,7 @@ impl Output {
         Ok(())
     }
 
-    /// A table; `empty` is said when it has no rows.
+    /// Prints a table, or `empty` if it has no rows.
     pub(crate) fn table(
         &mut self,
         header: &[&str],
@@ -190,12 +190,12 @@ impl Output {
         self.stdout.flush().map_err(|error| Failure::output(&error))
     }
 
-    /// Says why the command failed and how the process ends.
+    /// Prints the reason of a failure and returns the exit code.
     pub(crate) fn failure(&mut self, failure: &Failure) -> Exit {
         if failure.silent {
             return failure.exit;
         }
-        // What was shown before goes first; when that fails there is still standard error.
+        // Flush earlier output first; if that fails, standard error still works.
         let _ = self.stdout.flush();
         let mut stderr = std::io::stderr().lock();
         let text = if self.is_json() {
@@ -229,7 +229,7 @@ fn failure_json(failure: &Failure) -> Value {
     } })
 }
 
-/// Sets columns two spaces apart; only sentences wrap.
+/// Places columns two spaces apart; only sentences wrap.
 fn arrange(table: &mut Table, last: LastColumn) {
     table.set_content_arrangement(match last {
         LastColumn::Words => ContentArrangement::Disabled,
@@ -271,7 +271,7 @@ fn set_and_not_empty(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// The text without anything that steers a terminal.
+/// Returns the text without characters that control a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -287,7 +287,7 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// Bidirectional controls: they make a line read other than it is.
+/// Returns true for bidirectional controls, which change the visible order of a line.
 fn steers_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -9,19 +9,19 @@ use kmorph_control_api::paths::{
 /// The places of one daemon.
 #[derive(Debug)]
 pub(crate) struct Places {
-    /// Its control socket.
+    /// Path of its control socket.
     pub(crate) socket: PathBuf,
     /// Default log file of `daemon start`.
     pub(crate) log: PathBuf,
-    /// Whether the default socket is used: then this user's own daemon, or root's, should answer.
+    /// Whether the default socket is used: its daemon must then belong to this user or root.
     pub(crate) socket_is_default: bool,
-    /// True when the socket was named on the command line or in the environment.
+    /// True if the socket was given on the command line or in the environment.
     pub(crate) socket_was_named: bool,
 }
 
 impl Places {
-    /// The places of this user's daemon. `socket` is the command line's, `config` the configuration
-    /// file named there.
+    /// Returns the places of this user's daemon. `socket` and `config` (the configuration file) are
+    /// from the command line.
     pub(crate) fn find(socket: Option<PathBuf>, config: Option<&Path>) -> Self {
         let uid = nix::unistd::geteuid().as_raw();
         let var = |name: &str| std::env::var_os(name);
@@ -57,7 +57,7 @@ impl Places {
     }
 }
 
-/// The paths of a configuration file; none when it cannot be read or does not parse.
+/// Returns the paths in a configuration file; empty if it cannot be read or parsed.
 fn read(path: &Path) -> ConfiguredPaths {
     let bytes = kmorph_files::read_named(path, CONFIG_MAX_BYTES).unwrap_or_default();
     let text = String::from_utf8(bytes).unwrap_or_default();

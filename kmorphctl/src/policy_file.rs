@@ -9,8 +9,8 @@
 //! stuck_cpu = "degraded"
 //! ```
 //!
-//! A file is applied completely or not at all. Errors name line and column, which the daemon does not know; so every
-//! rule that does not depend on an instance is checked here first, and again by the daemon.
+//! A file is applied completely or not at all. Errors name line and column, which are unknown to the daemon; so
+//! every rule that does not depend on an instance is checked here first, and again by the daemon.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use crate::failure::Failure;
 /// Header of an exported set.
 const HEADER: &str = "# kmorph policies. Apply with: kmorphctl policy import <this file>\n\n";
 
-/// A policy file that is sound in itself.
+/// A policy file whose own contents are valid.
 #[derive(Debug)]
 pub(crate) struct PolicyFile {
     /// Its contents.
@@ -33,7 +33,7 @@ pub(crate) struct PolicyFile {
     places: BTreeMap<String, Range<usize>>,
 }
 
-/// The text and what to call it.
+/// The text and its name.
 #[derive(Debug)]
 struct Source {
     name: String,
@@ -60,7 +60,7 @@ struct WrittenPolicy {
 }
 
 impl Source {
-    /// `file:line:column`, both from 1, the column in characters.
+    /// Returns `file:line:column`, both from 1, the column in characters.
     fn place(&self, at: usize) -> String {
         let before = self.text.get(..at).unwrap_or(&self.text);
         let line = before.matches('\n').count() + 1;
@@ -76,10 +76,10 @@ impl Source {
 }
 
 impl PolicyFile {
-    /// Parses `text`, called `name` in failures.
+    /// Parses `text`, with the name `name` in failures.
     ///
     /// # Errors
-    /// At the first thing wrong: syntax, an unknown or missing key, a value out of its range.
+    /// The first error: syntax, an unknown or missing key, or a value out of range.
     pub(crate) fn parse(name: String, text: String) -> Result<Self, Failure> {
         let source = Source { name, text };
         let written: Written = toml::from_str(&source.text).map_err(|error| {
@@ -115,7 +115,7 @@ impl PolicyFile {
         })
     }
 
-    /// Refuses the file when it names an instance that is not among those with a policy in force.
+    /// Refuses the file if it names an instance without a policy in force.
     pub(crate) fn check_names(&self, in_force: &PolicySet) -> Result<(), Failure> {
         for (name, place) in &self.places {
             if !in_force.instance.contains_key(name) {
@@ -129,7 +129,7 @@ impl PolicyFile {
     }
 }
 
-/// The set as a file that [`PolicyFile::parse`] reads.
+/// Returns the set in the format of [`PolicyFile::parse`].
 pub(crate) fn render(set: &PolicySet) -> Result<String, Failure> {
     let body = toml::to_string(set)
         .map_err(|error| Failure::internal(format!("cannot write the policies: {error}")))?;

@@ -7,8 +7,8 @@
 //!         ◀── reply ─────────────────────────
 //! ```
 //!
-//! A proof covers everything that both ends have said, and both nonces are new for each connection, so a proof
-//! overheard on one connection is worthless on another.
+//! A proof covers all messages of both ends so far, and both nonces are new for each connection, so a proof
+//! overheard on one connection is useless on another.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -33,17 +33,17 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key of these bytes.
+    /// Creates a key from these bytes.
     pub const fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The proof that `side` has this key, for the connection of this HELLO and reply.
+    /// Returns the proof that `side` has this key, for the connection of this HELLO and its reply.
     pub fn proof(&self, side: PeerRole, hello: &Hello, reply: &Hello) -> [u8; PROOF_BYTES] {
         self.mac(side, hello, reply).finalize().into_bytes().into()
     }
 
-    /// Whether `proof` is that of `side`. Takes the same time wherever it differs.
+    /// Whether `proof` is the proof of `side`. Takes constant time.
     pub fn proves(
         &self,
         proof: &[u8; PROOF_BYTES],
@@ -65,7 +65,8 @@ impl Key {
             said.extend_from_slice(&hello.nonce.unwrap_or_default());
         }
         said.extend_from_slice(hello.instance.as_bytes());
-        // HMAC pads a short key with zeros to a block (RFC 2104): padded here, its length cannot be wrong.
+        // HMAC pads a short key with zeros to a block (RFC 2104). The key is padded here, so that its length cannot be
+        // invalid.
         let mut block = [0; 64];
         block[..KEY_BYTES].copy_from_slice(&self.0);
         let mut mac = <Hmac<Sha256> as KeyInit>::new(&block.into());

@@ -1,6 +1,6 @@
 //! CRC-32/ISO-HDLC, as used in the frame header.
 
-/// The checksum of `parts` as if they were one byte string.
+/// Returns the checksum of `parts` as if they were one byte string.
 #[inline]
 pub fn crc32(parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();

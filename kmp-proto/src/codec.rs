@@ -29,11 +29,11 @@ pub struct Frame {
 pub struct FrameError {
     /// The error.
     pub fault: FrameFault,
-    /// Which frame, when its header could be read.
+    /// The frame, if its header could be read.
     pub offender: Option<Offender>,
 }
 
-/// The frame that an error is about, as its header names it.
+/// The frame that caused an error, as its header names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offender {
     /// `msg_type` from the header, with its reply bit.
@@ -48,7 +48,7 @@ pub enum FrameFault {
     /// The header.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// The checksum.
+    /// The checksum does not match.
     #[error("the checksum of a {0} frame does not hold")]
     BadCrc(MsgType),
     /// The payload's layout.
@@ -56,13 +56,13 @@ pub enum FrameFault {
     Layout {
         /// The type.
         msg_type: MsgType,
-        /// Why.
+        /// The reason.
         reason: LayoutError,
     },
 }
 
 impl FrameError {
-    /// The code to answer with before closing.
+    /// Error code of the answer that precedes the close.
     pub fn code(self) -> ErrorCode {
         match self.fault {
             FrameFault::Header(error) => error.code(),
@@ -71,7 +71,7 @@ impl FrameError {
         }
     }
 
-    /// The ERROR to answer with before closing.
+    /// Returns the ERROR that precedes the close.
     pub fn answer(self) -> ErrorInfo {
         ErrorInfo {
             code: self.code(),
@@ -82,7 +82,7 @@ impl FrameError {
     }
 }
 
-/// A message that no peer would read. Nothing was written; the connection is not harmed.
+/// Why a message cannot be encoded: no peer would accept it. Nothing was written, and the connection stays usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The frame exceeds the limit of its type.
@@ -98,7 +98,7 @@ pub enum EncodeError {
     Unwritable {
         /// The type.
         msg_type: MsgType,
-        /// Why.
+        /// The reason.
         reason: LayoutError,
     },
 }
@@ -140,16 +140,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a stream.
+    /// Creates a decoder at the beginning of a stream.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes from the front of `input` what the next frame needs. `Ok(None)`: all of it was taken
-    /// and the frame is not complete.
+    /// Takes the bytes of the next frame from the front of `input`. `Ok(None)`: all bytes were taken, and the frame is
+    /// incomplete.
     ///
     /// # Errors
-    /// If the stream is broken; then for ever.
+    /// If the stream is broken; every later call then fails too.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         if let Some(error) = self.poison {
             return Err(error);
@@ -162,7 +162,7 @@ impl Decoder {
         result
     }
 
-    /// Bytes of an incomplete frame that are held.
+    /// Returns the number of buffered bytes of an incomplete frame.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
             + if self.accepted.is_some() {

@@ -4,9 +4,9 @@
 //! engine action ──▶ FenceOrder ──(backend stops it and sees its end)──▶ FenceCertificate
 //! ```
 //!
-//! An order can be carried out once: it is not `Clone`, and [`FenceOrder::confirm`] consumes it. Only the journal can
-//! create a certificate otherwise, when it restores what an earlier daemon proved. Nothing is reclaimed, restarted or
-//! taken over without one.
+//! An order can be carried out once: it is not `Clone`, and [`FenceOrder::confirm`] consumes it. The only other
+//! source of a certificate is the journal, when it restores the proof of an earlier daemon. Nothing is reclaimed,
+//! restarted or taken over without a certificate.
 
 use crate::message::FenceClaim;
 use crate::wire::field::code_enum;
@@ -14,7 +14,7 @@ use crate::wire::field::code_enum;
 code_enum! {
     /// How a generation was stopped.
     FenceMethod: u16 {
-        /// Nothing: it had ended by itself.
+        /// No action: the generation had ended by itself.
         AlreadyEnded = 1, "already_ended";
         /// Its processes were killed.
         ProcessesKilled = 2, "processes_killed";
@@ -28,15 +28,15 @@ code_enum! {
 }
 
 code_enum! {
-    /// How its end was seen.
+    /// How the end of a generation was confirmed.
     Confirmation: u16 {
-        /// Every process of it was reported ended by the kernel (pidfd), and a scan found no other.
+        /// The kernel reported the end of all its processes (pidfd), and a scan found no other process.
         ProcessesGone = 1, "processes_gone";
-        /// The host's boot id differs from the one it was started under.
+        /// The host's boot id differs from the boot id under which the generation was started.
         OtherHostBoot = 2, "other_host_boot";
-        /// A search for it found nothing that was started.
+        /// A search found no started parts of the generation.
         NothingFound = 3, "nothing_found";
-        /// The host's kernel has waited until each of its CPUs had stopped.
+        /// The host's kernel has waited until each CPU of the generation had stopped.
         CpusParked = 4, "cpus_parked";
     }
 }
@@ -57,18 +57,18 @@ pub struct FenceCertificate {
 }
 
 impl FenceOrder {
-    /// Orders the end of `generation`. Anyone may order a fence: stopping is always safe, only
-    /// believing that something has stopped is not.
+    /// Orders the end of `generation`. Any code may order a fence: to stop a generation is always
+    /// safe, only to assume its stop is not.
     pub fn new(generation: u64) -> Self {
         Self { generation }
     }
 
-    /// The generation to stop.
+    /// Returns the generation to stop.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Certifies that the order was carried out. For backends, which saw it.
+    /// Certifies that the order was carried out. Only for backends, which observe the end.
     pub fn confirm(
         self,
         method: FenceMethod,
@@ -85,8 +85,8 @@ impl FenceOrder {
 }
 
 impl FenceCertificate {
-    /// The certificate that an earlier daemon wrote to its journal. `None` for names that no
-    /// version of kmorph has written.
+    /// Restores a certificate that an earlier daemon wrote to its journal. Returns `None` for names
+    /// that no version of kmorph has written.
     pub fn restore_from_journal(
         generation: u64,
         method: &str,
@@ -109,27 +109,27 @@ impl FenceCertificate {
         })
     }
 
-    /// The generation that has ended.
+    /// Returns the generation that has ended.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> FenceMethod {
         self.method
     }
 
-    /// The observation that confirms it.
+    /// Returns the observation that confirms it.
     pub fn confirmation(&self) -> Confirmation {
         self.confirmation
     }
 
-    /// Time of the fence, nanoseconds since the Unix epoch.
+    /// Returns the time of the fence, nanoseconds since the Unix epoch.
     pub fn fenced_at_unix_ns(&self) -> u64 {
         self.fenced_at_unix_ns
     }
 
-    /// The claim that survivors are sent.
+    /// Returns the claim sent to survivors.
     pub fn claim(&self) -> FenceClaim {
         FenceClaim {
             method: self.method.value(),

@@ -4,9 +4,9 @@
 //! daemon, an agent, a property test, a fuzzer and a simulation on virtual time. `docs/kmp.md` describes the protocol
 //! for implementers in any language.
 //!
-//! * [`wire`] and [`message`] define the bytes, [`codec`] the stream of frames.
-//! * [`detector`], [`recovery`] and [`morph`] are the engines: `handle(event, now)`,
-//!   `poll_action()`, `poll_timeout()`.
+//! * [`wire`] and [`message`] define the bytes; [`codec`] defines the stream of frames.
+//! * [`detector`], [`recovery`] and [`morph`] are the engines: `handle(event, now)`, `poll_action()`,
+//!   `poll_timeout()`.
 //! * [`auth`] authenticates the ends of a connection.
 //! * [`fence`] holds the proof that a generation has ended.
 

@@ -1,4 +1,4 @@
-//! Time for the engines: nanoseconds of whatever clock the caller has.
+//! Time for the engines: nanoseconds of the caller's clock.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -19,13 +19,13 @@ impl Instant {
         self.0
     }
 
-    /// The time from `earlier` to this; zero when it lies ahead.
+    /// Returns the time from `earlier` to this instant; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// The last multiple of `step` since the clock's origin that does not lie after this; this itself
-    /// for a step of zero.
+    /// Returns the last multiple of `step` since the clock's origin that is not after this instant;
+    /// this instant itself for a step of zero.
     pub fn floor(self, step: Duration) -> Self {
         let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0 - self.0.checked_rem(step).unwrap_or(0))

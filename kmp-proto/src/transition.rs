@@ -1,7 +1,7 @@
 //! Rows of the engines' transition tables.
 //!
-//! Each engine states its machine as a `const` table. `docs/kmp.md` prints the tables row by row, and tests check
-//! that every step an engine takes is a row of its table.
+//! Each engine describes its state machine in a `const` table. `docs/kmp.md` prints the tables row by row, and
+//! tests check that every step of an engine is a row of its table.
 
 use std::fmt;
 
@@ -9,15 +9,15 @@ use std::fmt;
 /// without a row in a state changes nothing there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transition {
-    /// The state it starts from.
+    /// The state before.
     pub state: &'static str,
     /// The event, as named by the engine's `Event::name`.
     pub event: &'static str,
     /// Additional condition; empty for none.
     pub guard: &'static str,
-    /// The state it leads to.
+    /// The state after.
     pub next: &'static str,
-    /// Names of the actions it may emit, in order; empty for none.
+    /// Names of the possible actions, in order; empty for none.
     pub effects: &'static [&'static str],
 }
 

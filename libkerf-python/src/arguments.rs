@@ -8,17 +8,17 @@ fn type_name(value: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(value.get_type().name()?.to_string())
 }
 
-/// What may be an item of a list, or stand alone.
+/// A type that may be an item of a list, or a single argument.
 pub(crate) trait Item: Sized {
     fn read(value: &Bound<'_, PyAny>) -> PyResult<Self>;
 }
 
-/// A number without sign, of so many bits.
+/// An unsigned number with at most this many bits.
 fn number(value: &Bound<'_, PyAny>, bits: u32) -> PyResult<u64> {
     let value = match value.cast::<PyInt>() {
         Ok(value) => value.clone().into_any(),
         Err(_) => {
-            // As for Python's own functions: whatever has __index__ is a number.
+            // As in Python's own functions: any object with __index__ is a number.
             let index = value.py().import("operator")?.getattr("index")?;
             index.call1((value,))?
         }
@@ -37,7 +37,7 @@ fn number(value: &Bound<'_, PyAny>, bits: u32) -> PyResult<u64> {
 
 impl Item for u32 {
     fn read(value: &Bound<'_, PyAny>) -> PyResult<Self> {
-        // It is below 2^32, as was just made sure.
+        // The number is below 2^32, as checked above.
         Ok(u32::try_from(number(value, 32)?).unwrap_or(u32::MAX))
     }
 }
@@ -71,7 +71,7 @@ impl<'py, T: Item> FromPyObject<'_, 'py> for One<T> {
     }
 }
 
-/// Any iterable of numbers or texts; a text itself is none.
+/// Any iterable of numbers or texts, except a text itself.
 #[derive(Default)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
@@ -90,7 +90,7 @@ impl<'py, T: Item> FromPyObject<'_, 'py> for List<T> {
     }
 }
 
-/// The bytes of anything that has a buffer: bytes, bytearray, memoryview, mmap, array.
+/// The bytes of any object with a buffer: bytes, bytearray, memoryview, mmap, array.
 pub(crate) struct Buffer<'py>(Bound<'py, PyBytes>);
 
 impl Buffer<'_> {
@@ -110,7 +110,7 @@ impl<'py> FromPyObject<'_, 'py> for Buffer<'py> {
         if let Ok(array) = value.cast::<PyByteArray>() {
             return Ok(Self(PyBytes::new(py, &array.to_vec())));
         }
-        // The stable interface of Python 3.10 has no buffers. This is in Python's words, too.
+        // The stable ABI of Python 3.10 has no buffers. The error has Python's wording too.
         let view = py
             .import("builtins")?
             .getattr("memoryview")?

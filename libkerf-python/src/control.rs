@@ -13,46 +13,46 @@ use pyo3::prelude::*;
 use serde::Deserialize;
 use thiserror::Error;
 
-/// How long the daemon may take for an answer that it does not hold back on purpose.
+/// Maximum time for an answer that the daemon does not hold back on purpose.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long is waited at a time. Python sees signals such as Ctrl-C between two waits: one that comes
+/// Maximum length of one wait. Python handles signals such as Ctrl-C between two waits: a signal
 /// right before a wait does not end it.
 pub(crate) const SLICE: Duration = Duration::from_millis(200);
-/// The largest answer that is read, in bytes: 10,000 instances need about 6 MiB.
+/// Maximum size of an answer, in bytes: 10,000 instances need about 6 MiB.
 const ANSWER_MAX_BYTES: usize = 64 << 20;
-/// The largest head of an answer, and the longest line of an event stream, in bytes.
+/// Maximum size of an answer's head, and of a line of an event stream, in bytes.
 const LINE_MAX_BYTES: usize = 1 << 20;
-/// Bytes that are read at a time.
+/// Number of bytes per read.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// Why the daemon did not do what it was asked for.
+/// Why a request to the daemon failed.
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
-    /// Nobody answers at the socket.
+    /// No process answers at the socket.
     #[error("no kmorphd answers at {}: {source}; start it with `kmorphctl daemon start`, or name its socket", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
     /// The connection broke.
     #[error("kmorphd at {} ended the connection: {why}", socket.display())]
     Broken { socket: PathBuf, why: String },
-    /// It took too long.
+    /// The request timed out.
     #[error("kmorphd at {} did not {what} within {} s", socket.display(), limit.as_secs_f64())]
     Silent {
         socket: PathBuf,
         what: String,
         limit: Duration,
     },
-    /// The answer makes no sense.
+    /// The answer is not understood.
     #[error("the answer of kmorphd at {} is not understood: {why}", socket.display())]
     NotUnderstood { socket: PathBuf, why: String },
-    /// It refused.
+    /// The daemon refused.
     #[error("{message}")]
     Refused {
-        /// The kind, as the control API names it.
+        /// The code of the control API.
         code: String,
         message: String,
         next_step: Option<String>,
     },
-    /// A signal came, such as Ctrl-C, and its handler raised this.
+    /// A signal such as Ctrl-C arrived, and its handler raised this exception.
     #[error("{0}")]
     Signal(PyErr),
 }
@@ -70,14 +70,15 @@ impl From<ApiError> for ControlError {
     }
 }
 
-/// Where the daemon is.
+/// The location of the daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
     socket: PathBuf,
 }
 
 impl Control {
-    /// The daemon at this socket; else at that of the environment, of its configuration, of this user.
+    /// The daemon at this socket. Default: the socket in the environment, then in the daemon's configuration, then that
+    /// of this user.
     pub(crate) fn find(socket: Option<PathBuf>) -> Self {
         let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let named = socket.or_else(|| var(SOCKET_ENV).map(PathBuf::from));
@@ -92,7 +93,7 @@ impl Control {
         &self.socket
     }
 
-    /// One request, and the JSON text of its answer. The daemon may hold it back for `wait`.
+    /// Sends one request. Returns the JSON text of its answer, which the daemon may hold back for `wait`.
     pub(crate) fn request(
         &self,
         method: &str,
@@ -152,7 +153,7 @@ impl Control {
         while let Line::Text(text) = events.line(deadline)? {
             body.push_str(&text);
         }
-        // What has no line end.
+        // A last line without a line end.
         body.push_str(&String::from_utf8_lossy(&events.pending));
         Err(self.refusal(status, &body))
     }
@@ -201,7 +202,7 @@ impl Control {
         status.ok_or_else(|| self.not_understood("it is not HTTP".to_owned()))
     }
 
-    /// A refusal. One of a newer daemon, with a code that is not known here, keeps its message.
+    /// A refusal. If a newer daemon sends an unknown code, the message is kept.
     fn refusal(&self, status: u16, body: &str) -> ControlError {
         #[derive(Deserialize)]
         struct Said {
@@ -243,14 +244,14 @@ impl Control {
     }
 }
 
-/// What came of a stream.
+/// The result of a read from a stream.
 #[derive(Debug)]
 pub(crate) enum Line<T = String> {
-    /// This.
+    /// A line.
     Text(T),
-    /// Nothing within the time.
+    /// No line within the time.
     NotYet,
-    /// The daemon has ended it.
+    /// The daemon has ended the stream.
     End,
 }
 
@@ -263,7 +264,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The JSON text of the next event, until the deadline.
+    /// Waits for the JSON text of the next event, until the deadline.
     pub(crate) fn next(&mut self, deadline: Instant) -> Result<Line, ControlError> {
         loop {
             match self.line(deadline)? {
@@ -277,7 +278,7 @@ impl Events {
         }
     }
 
-    /// Ends it; a thread that waits for an event sees the end.
+    /// A handle to end the stream; a thread that waits for an event then sees the end.
     pub(crate) fn handle(&self) -> io::Result<UnixStream> {
         self.stream.try_clone()
     }
@@ -297,7 +298,7 @@ impl Events {
             match read_some(&mut self.stream, &mut self.pending, left) {
                 Ok(0) => return Ok(Line::End),
                 Ok(_) => {}
-                // Who waits looks for signals between two waits.
+                // The waiting thread handles signals between two waits.
                 Err(error) if is_timeout(&error) || is_interrupted(&error) => {
                     return Ok(Line::NotYet);
                 }
@@ -309,12 +310,12 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // It fails when the daemon has ended it already.
+        // The call fails if the daemon has ended the stream already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-/// Reads what there is, and waits so long for it.
+/// Reads the available data; waits at most `wait` for it.
 fn read_some(stream: &mut UnixStream, into: &mut Vec<u8>, wait: Duration) -> io::Result<usize> {
     if wait.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
@@ -337,9 +338,9 @@ fn is_interrupted(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted
 }
 
-/// The socket that a configuration file names. Whether the file is sound is the daemon's business.
+/// The socket in a configuration file. The daemon itself checks the file.
 fn configured(path: &Path) -> Option<PathBuf> {
-    // What is no file may never end.
+    // Only read regular files: another file may never end.
     let meta = std::fs::metadata(path).ok()?;
     if !meta.is_file() || meta.len() > CONFIG_MAX_BYTES {
         return None;

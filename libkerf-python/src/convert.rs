@@ -16,7 +16,7 @@ pub(crate) fn dumps(value: &Bound<'_, PyAny>) -> PyResult<String> {
         .extract()
 }
 
-/// What has a JSON form, as Python's values.
+/// Converts a serializable value to Python values.
 pub(crate) fn to_python<'py>(
     py: Python<'py>,
     value: &impl Serialize,

@@ -16,7 +16,7 @@ use crate::errors::{OrRaise, Raise};
 use crate::kernel::seconds;
 use crate::monitor::Monitor;
 
-/// How long the daemon holds an answer back at a time: between two, it can be asked for news.
+/// Maximum time for which the daemon holds back an answer. Signals are handled between two requests.
 const HOLD: Duration = Duration::from_secs(10);
 
 /// A request to start an instance.
@@ -35,7 +35,7 @@ pub(crate) struct Spawn {
     pub(crate) heartbeat_timeout: Option<f64>,
 }
 
-/// A path as the daemon needs it, which has a directory of its own.
+/// An absolute path: the daemon has another working directory.
 fn absolute(path: &Path) -> PyResult<String> {
     let absolute = std::path::absolute(path)?;
     absolute
@@ -48,7 +48,7 @@ impl Spawn {
     fn request(self) -> PyResult<SpawnRequest> {
         let mut words = self.workload.into_iter();
         let workload = match words.next() {
-            // A bare name is the daemon's to know.
+            // The daemon resolves a bare name.
             Some(program) => Some(WorkloadRequest {
                 program: match program.contains('/') {
                     true => absolute(Path::new(&program))?,
@@ -82,7 +82,7 @@ impl Spawn {
     }
 }
 
-/// kmorphd, over its control socket. Answers are what the control API describes, as dicts and lists.
+/// kmorphd, over its control socket. Answers have the format of the control API, as dicts and lists.
 #[pyclass(frozen, module = "libkerf")]
 #[derive(Clone)]
 pub(crate) struct Daemon {
@@ -90,14 +90,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// The daemon at this socket, or where it is to be found.
+    /// The daemon at this socket, or at its default location.
     pub(crate) fn at(socket: Option<PathBuf>) -> Self {
         Self {
             control: Control::find(socket),
         }
     }
 
-    /// The JSON text of an answer.
+    /// Sends a request. Returns the JSON text of its answer.
     fn ask(
         &self,
         py: Python<'_>,
@@ -113,7 +113,7 @@ impl Daemon {
         loads(py, &self.ask(py, "GET", &path(segments), None)?)
     }
 
-    /// Starts an instance, and gives its status when it is healthy.
+    /// Starts an instance, and returns its status once it is healthy.
     pub(crate) fn start<'py>(
         &self,
         py: Python<'py>,
@@ -145,7 +145,7 @@ impl Daemon {
         serde_json::from_str(answer).map_err(|error| self.control.not_understood(error.to_string()))
     }
 
-    /// Waits until an operation is over; Python may interrupt.
+    /// Waits until an operation is over; Python may interrupt the wait.
     fn follow(
         &self,
         py: Python<'_>,
@@ -183,20 +183,20 @@ impl Daemon {
         }
     }
 
-    /// Has an instance watched with this timeout, and follows what happens to it.
+    /// Has an instance watched with this timeout, and follows its events.
     pub(crate) fn monitor(
         &self,
         py: Python<'_>,
         name: String,
         heartbeat_timeout: Option<f64>,
     ) -> PyResult<Monitor> {
-        // First the events, so that none is missed.
+        // Open the event stream first, so that no event is missed.
         let monitor = Monitor::open(py, self.clone(), name.clone())?;
         match heartbeat_timeout {
             Some(timeout) => {
                 self.set_policy(py, &name, Some(timeout), None, None)?;
             }
-            // That there is no such instance is said at once.
+            // Report an unknown instance at once.
             None => drop(self.instance(py, &name)?),
         }
         Ok(monitor)
@@ -209,8 +209,8 @@ fn encode(value: &impl Serialize) -> PyResult<String> {
 
 #[pymethods]
 impl Daemon {
-    /// The daemon at `socket`; else at KMORPH_SOCKET, or where its configuration puts it. It is reached
-    /// with each request anew.
+    /// The daemon at `socket`. Default: KMORPH_SOCKET, or the socket in its configuration. Each request
+    /// opens a new connection.
     #[new]
     #[pyo3(signature = (socket = None))]
     fn new(socket: Option<PathBuf>) -> Self {
@@ -223,7 +223,7 @@ impl Daemon {
         self.control.socket().to_owned()
     }
 
-    /// What the daemon says of itself.
+    /// The daemon's status.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.get(py, &["daemon"])
     }
@@ -233,7 +233,7 @@ impl Daemon {
         self.get(py, &["instances"])
     }
 
-    /// Everything about one instance.
+    /// All details of one instance.
     fn instance<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         self.get(py, &["instances", name])
     }
@@ -248,7 +248,7 @@ impl Daemon {
         self.get(py, &["instances", name, "health"])
     }
 
-    /// Changes an instance's policy: what is not given stays. Gives the policy then.
+    /// Changes an instance's policy: absent values stay. Returns the new policy.
     ///
     /// Raises DaemonError if it refuses.
     #[pyo3(signature = (name, *, heartbeat_timeout = None, auto_heal = None, morph_timeout = None))]
@@ -270,7 +270,7 @@ impl Daemon {
         loads(py, &self.ask(py, "PATCH", &path, Some(&patch))?)
     }
 
-    /// Ends an instance, and waits until it has ended.
+    /// Terminates an instance, and waits until it has ended.
     ///
     /// Raises DaemonError if it refuses, SilentError if it takes longer than `timeout` seconds.
     #[pyo3(signature = (name, *, force = false, timeout = None))]
@@ -286,9 +286,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Any request of the control API: `body` goes as JSON, and so comes the answer.
+    /// Sends any request of the control API: `body` is sent as JSON, and the answer is parsed from JSON.
     ///
-    /// Raises UnreachableError, DaemonError or SilentError when it is not done.
+    /// Raises UnreachableError, DaemonError or SilentError if it fails.
     #[pyo3(signature = (method, path, body = None))]
     fn request<'py>(
         &self,
@@ -311,7 +311,7 @@ impl Daemon {
         }
     }
 
-    /// Waits until the operation of this id has succeeded.
+    /// Waits until the operation with this id has succeeded.
     ///
     /// Raises DaemonError if it has failed, SilentError if it takes longer than `timeout` seconds.
     #[pyo3(signature = (id, timeout = None))]

@@ -17,13 +17,13 @@ use pyo3::prelude::*;
 
 use crate::control::ControlError;
 
-/// An error that has an exception.
+/// An error that corresponds to an exception.
 pub(crate) trait Raise {
     /// The exception.
     fn raise(self, py: Python<'_>) -> PyErr;
 }
 
-/// Results whose error has an exception.
+/// Results whose error corresponds to an exception.
 pub(crate) trait OrRaise<T> {
     /// The value, or the exception.
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
@@ -35,7 +35,7 @@ impl<T, E: Raise> OrRaise<T> for Result<T, E> {
     }
 }
 
-/// The exception of this name with these arguments.
+/// The exception with this name and these arguments.
 pub(crate) fn exception<'py>(
     py: Python<'py>,
     class: &str,
@@ -51,11 +51,11 @@ pub(crate) fn exception<'py>(
     }
 }
 
-/// An error of the system, on a file, as Python tells its own: with the file's name, and of the class that
-/// belongs to its number.
+/// A system error on a file, in Python's form: with the file's name, and with the exception class for its
+/// number.
 pub(crate) fn on_file(error: &io::Error, path: &Path) -> PyErr {
     let reason = match error.raw_os_error() {
-        // Without what Rust adds to it.
+        // Without the text that Rust adds.
         Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
         None => error.to_string(),
     };

@@ -21,14 +21,14 @@ use crate::report::Report;
 use crate::state::State;
 use crate::tree::DeviceTree;
 
-/// An instance: what it has, or is to get.
+/// An instance: its resources, actual or requested.
 #[pyclass(module = "libkerf")]
 #[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Instance {
     pub(crate) model: model::Instance,
     /// Its own tree, whose other contents are kept.
     tree: Option<tree::DeviceTree>,
-    /// The tree of pool and instances that it was found in.
+    /// The tree of pool and instances from which it was read.
     system: Option<tree::DeviceTree>,
 }
 
@@ -80,7 +80,7 @@ impl Instance {
         }
     }
 
-    /// What is wrong with the instance itself. The kernel picks an id and an address where none is given.
+    /// Findings about the instance itself. The kernel picks an id and an address if none is given.
     fn own_report(&self) -> check::Report {
         let (_, all) = check::instance(&self.own_tree());
         let mut report = check::Report::default();
@@ -96,8 +96,8 @@ impl Instance {
     }
 }
 
-/// Adds what keeps this instance from being made on this ground. One of its name that is there already
-/// makes room for it.
+/// Reports why this instance cannot be created in this state. It replaces an existing instance with
+/// its name.
 fn judge(model: &model::Instance, state: &overlay::State, report: &mut check::Report) {
     let mut before = state.clone();
     if before.system.instance(&model.name).is_some() {
@@ -120,7 +120,7 @@ fn judge(model: &model::Instance, state: &overlay::State, report: &mut check::Re
             let finding = check::Finding::new(Rule::DeviceUnknown, path, problem, advice);
             report.push(finding.of("device-names"));
         }
-        // Nothing else keeps an instance from being made.
+        // No other change prevents the creation of an instance.
         Ok(_) | Err(_) => {}
     }
 }
@@ -136,8 +136,8 @@ fn take_over<'f>(
 
 #[pymethods]
 impl Instance {
-    /// An instance that is to be: CPUs by physical ids, devices by the pool's names for them. Without an
-    /// id the kernel picks one.
+    /// A planned instance: CPUs by physical ids, devices by their names in the pool. Without an id the
+    /// kernel picks one.
     #[new]
     #[pyo3(
         signature = (name, *, cpus = List::default(), memory_bytes = One(0), id = None, devices = List::default(), numa_nodes = List::default()),
@@ -163,10 +163,10 @@ impl Instance {
         model.into()
     }
 
-    /// The instance in a tree: the tree of one, or a pool or baseline with instances. `name` says which
-    /// one, if there are several.
+    /// The instance in a tree: the tree of one instance, or a pool or baseline with instances. `name`
+    /// selects one of several.
     ///
-    /// Raises KeyError if there is no such instance, ValueError if there are several and no name.
+    /// Raises KeyError if the instance does not exist, ValueError if there are several and no name.
     #[staticmethod]
     #[pyo3(signature = (tree, name = None))]
     fn from_device_tree(
@@ -190,9 +190,9 @@ impl Instance {
         all.pop().ok_or_else(missing)
     }
 
-    /// The instance that was saved under this name; else the one that the kernel has.
+    /// The instance that was saved under this name; otherwise the one in the kernel.
     ///
-    /// Raises InstanceNotFoundError if there is neither, RecordError if it cannot be read.
+    /// Raises InstanceNotFoundError if neither exists, RecordError if it cannot be read.
     #[staticmethod]
     #[pyo3(signature = (name, directory = PathBuf::from(DIRECTORY)), text_signature = "(name, directory='/var/lib/kerf/instances')")]
     fn load(py: Python<'_>, name: &str, directory: PathBuf) -> PyResult<Self> {
@@ -222,8 +222,8 @@ impl Instance {
         }
     }
 
-    /// Saves the instance's tree as NAME.dts, beside kerf's record of it, and gives the path. What the
-    /// tree that it came from said besides is kept.
+    /// Saves the instance's tree as NAME.dts, next to kerf's record of the instance, and returns the
+    /// path. Other contents of the original tree are kept.
     ///
     /// Raises RecordError if it cannot be written.
     #[pyo3(signature = (directory = PathBuf::from(DIRECTORY)), text_signature = "($self, directory='/var/lib/kerf/instances')")]
@@ -234,9 +234,9 @@ impl Instance {
             .or_raise(py)
     }
 
-    /// Judges the instance: itself; and whether it can be made of a pool, beside the other instances. The
-    /// pool is `state`; else that of the tree that the instance came from, if it had one; else the
-    /// kernel's, if there is one. Gives the report, which may have warnings.
+    /// Checks the instance itself, and whether it can be created from a pool, next to the other
+    /// instances. The pool is `state`; otherwise the pool in the instance's original tree; otherwise the
+    /// kernel's pool, if it exists. Returns the report, which may contain warnings.
     ///
     /// Raises ValidationError if something is refused.
     #[pyo3(signature = (state = None))]
@@ -278,16 +278,16 @@ impl Instance {
         self.own_tree().into()
     }
 
-    /// Asks kmorphd to start the instance, and waits until it is healthy; gives its status then, as the
-    /// control API describes it. CPUs and memory are as many as the instance has.
+    /// Asks kmorphd to start the instance, and waits until it is healthy; then returns its status, in the format of the
+    /// control API. The numbers of CPUs and bytes are the instance's.
     ///
-    /// `workload` is a program and its arguments; `publish` are ports of its, as
-    /// (host address, host port, port). kmorphd reads `env_file`, with NAME=VALUE in each line, at each start and keeps
-    /// none of it. Without `timeout`, in seconds, it is waited until it is healthy
-    /// or failed. `socket` is kmorphd's; else KMORPH_SOCKET, or where its configuration puts it.
+    /// `workload` is a program and its arguments; `publish` lists its ports, as (host address, host port, port).
+    /// kmorphd reads `env_file`, with one NAME=VALUE per line, at each start and stores none of it. Without `timeout`,
+    /// in seconds, the call waits until the instance is healthy or has failed. `socket` is kmorphd's socket (default:
+    /// KMORPH_SOCKET, or the socket in its configuration).
     ///
-    /// Raises UnreachableError if kmorphd cannot be reached, DaemonError if it refuses or the
-    /// instance fails, SilentError if it takes longer than `timeout`; kmorphd goes on then.
+    /// Raises UnreachableError if kmorphd cannot be reached, DaemonError if it refuses or the instance fails,
+    /// SilentError if it takes longer than `timeout`; kmorphd continues in that case.
     #[pyo3(
         signature = (kernel, *, cmdline = String::new(), initramfs = None, workload = Vec::new(), env = None, env_file = None, publish = Vec::new(), monitor = true, heartbeat_timeout = None, timeout = None, socket = None),
         text_signature = "($self, kernel, *, cmdline='', initramfs=None, workload=(), env=None, env_file=None, publish=(), monitor=True, heartbeat_timeout=None, timeout=None, socket=None)"
@@ -330,8 +330,8 @@ impl Instance {
         Daemon::at(socket).start(py, spawn, timeout)
     }
 
-    /// Has kmorphd watch the instance, which runs, with this heartbeat timeout, in seconds (0.1 to 3600;
-    /// without one it stays as it is), and follows what happens to it from now on.
+    /// Has kmorphd watch the running instance with this heartbeat timeout, in seconds (0.1 to 3600;
+    /// default: unchanged), and follows its events from now on.
     ///
     /// Raises UnreachableError if kmorphd cannot be reached, DaemonError if it refuses.
     #[pyo3(signature = (heartbeat_timeout = None, *, socket = None))]
@@ -350,7 +350,7 @@ impl Instance {
         &self.model.name
     }
 
-    /// The id; None when the kernel is to pick one.
+    /// The id; None if the kernel is to pick one.
     #[getter]
     fn id(&self) -> Option<u32> {
         self.model.id
@@ -372,7 +372,7 @@ impl Instance {
         self.model.cpus = cpus.0;
     }
 
-    /// Bytes of its memory in all.
+    /// Total size of its memory, in bytes.
     #[getter]
     fn memory_bytes(&self) -> u64 {
         self.model.memory_bytes
@@ -383,7 +383,7 @@ impl Instance {
         self.model.memory_bytes = bytes.0;
     }
 
-    /// Physical address of its first memory; None when the kernel has not placed it.
+    /// Physical address of its first memory; None if the kernel has not placed it.
     #[getter]
     fn memory_base(&self) -> Option<u64> {
         self.model.memory_base
@@ -400,7 +400,7 @@ impl Instance {
         self.model.devices = devices.0;
     }
 
-    /// NUMA nodes that it prefers.
+    /// Its preferred NUMA nodes.
     #[getter]
     fn numa_nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, &self.model.numa_nodes)

@@ -18,7 +18,7 @@ use crate::records::Records;
 use crate::state::{State, parse_status};
 use crate::tree::DeviceTree;
 
-/// How long is waited for others, or for a state, unless something else is said; seconds.
+/// Default time to wait for other changes, or for a status, in seconds.
 const PATIENCE_S: f64 = 10.0;
 
 /// A number of seconds as a duration.
@@ -27,21 +27,21 @@ pub(crate) fn seconds(seconds: f64) -> PyResult<Duration> {
         .map_err(|_| PyValueError::new_err(format!("{seconds} is not a valid number of seconds")))
 }
 
-/// An overlay that is in place.
+/// An applied overlay.
 #[pyclass(frozen, module = "libkerf")]
 pub(crate) struct Applied {
-    /// The kernel's number of the transaction; of the last one, where it took several.
+    /// The kernel's number of the transaction; of several, the last one.
     #[pyo3(get)]
     transaction: u64,
     earlier: Vec<u64>,
-    /// Pool and instances after it, read back.
+    /// Pool and instances afterwards, read back.
     #[pyo3(get)]
     state: State,
 }
 
 #[pymethods]
 impl Applied {
-    /// The numbers of those before it.
+    /// The numbers of the earlier transactions.
     #[getter]
     fn earlier<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, &self.earlier)
@@ -58,8 +58,8 @@ pub(crate) struct Kernel(pub(crate) kernel::Kernel);
 
 #[pymethods]
 impl Kernel {
-    /// The files below `root`, and the lock that changes are made under; a change waits `patience`
-    /// seconds for others that are under way.
+    /// The files below `root`, and the lock for changes; a change waits up to `patience` seconds
+    /// for others that are under way.
     #[new]
     #[pyo3(
         signature = (root = PathBuf::from(ROOT), *, lock = PathBuf::from(KERF_LOCK), patience = PATIENCE_S),
@@ -70,7 +70,7 @@ impl Kernel {
         Ok(Self(kernel.with_patience(seconds(patience)?)))
     }
 
-    /// The pool's tree, as it is now.
+    /// The pool's current tree.
     ///
     /// Raises KernelError if it cannot be read, NoPoolError if there is no pool.
     fn pool(&self, py: Python<'_>) -> PyResult<DeviceTree> {
@@ -84,7 +84,7 @@ impl Kernel {
         py.detach(|| self.0.instance_names()).or_raise(py)
     }
 
-    /// What one instance has.
+    /// The resources of one instance.
     ///
     /// Raises KernelError if it cannot be read.
     fn instance(&self, py: Python<'_>, name: &str) -> PyResult<Instance> {
@@ -92,7 +92,7 @@ impl Kernel {
         Ok(instance.into())
     }
 
-    /// What one instance does: "empty", "ready", "loaded", "active" or "failed".
+    /// The status of one instance: "empty", "ready", "loaded", "active" or "failed".
     ///
     /// Raises KernelError if it cannot be read.
     fn status(&self, py: Python<'_>, name: &str) -> PyResult<&'static str> {
@@ -100,7 +100,7 @@ impl Kernel {
         Ok(status.as_str())
     }
 
-    /// Waits until an instance does something.
+    /// Waits until an instance has this status.
     ///
     /// Raises LateError if it does not within `timeout` seconds.
     #[pyo3(signature = (name, status, timeout = PATIENCE_S))]
@@ -110,9 +110,9 @@ impl Kernel {
             .or_raise(py)
     }
 
-    /// Pool, instances and what they do. Where their memory is, is known only if `machine` is given.
+    /// Pool, instances and their status. The location of their memory is known only if `machine` is given.
     ///
-    /// Raises KernelError if something cannot be read, ValidationError if it does not hold together.
+    /// Raises KernelError if something cannot be read, ValidationError if it is inconsistent.
     #[pyo3(signature = (machine = None))]
     fn state(&self, py: Python<'_>, machine: Option<Bound<'_, Machine>>) -> PyResult<State> {
         let machine = machine.as_ref().map(|machine| &machine.get().0);
@@ -120,9 +120,9 @@ impl Kernel {
         Ok(State(state))
     }
 
-    /// Writes a baseline: makes the pool, once. It is judged first, and the pool is read back.
+    /// Writes a baseline, which creates the pool, once. Checks it first, and reads the pool back.
     ///
-    /// Raises ValidationError if it breaks rules, KernelError if the kernel refuses it.
+    /// Raises ValidationError if it violates rules, KernelError if the kernel refuses it.
     #[pyo3(signature = (baseline, machine = None))]
     fn write_baseline(
         &self,
@@ -136,11 +136,11 @@ impl Kernel {
         Ok(State(libkerf::overlay::State::new(system.or_raise(py)?)))
     }
 
-    /// Applies an overlay: tries it, writes it, rolls it back if an operation failed, and reads back what
-    /// it made. One of more than 4096 bytes goes in several transactions.
+    /// Applies an overlay: computes its effect, writes it, rolls it back if an operation failed, and
+    /// reads the result back. An overlay of more than 4096 bytes is applied in several transactions.
     ///
-    /// Raises ValidationError if it breaks rules, LockError if others change something, ApplyError
-    /// when the kernel refuses it or does something else.
+    /// Raises ValidationError if it violates rules, LockError if another process holds the lock,
+    /// ApplyError if the kernel refuses it or the result differs.
     #[pyo3(signature = (overlay, machine = None))]
     fn apply(
         &self,
@@ -158,22 +158,22 @@ impl Kernel {
         })
     }
 
-    /// The numbers of all transactions that are there.
+    /// The numbers of all existing transactions.
     ///
     /// Raises KernelError if they cannot be read.
     fn transactions(&self, py: Python<'_>) -> PyResult<BTreeSet<u64>> {
         py.detach(|| self.0.transactions()).or_raise(py)
     }
 
-    /// Undoes a transaction. The kernel cannot undo the end of an instance, nor memory that the pool got.
+    /// Undoes a transaction. The kernel cannot undo the removal of an instance, nor the addition of memory to the pool.
     ///
     /// Raises KernelError if it is not undone.
     fn rollback(&self, py: Python<'_>, transaction: u64) -> PyResult<()> {
         py.detach(|| self.0.rollback(transaction)).or_raise(py)
     }
 
-    /// Loads a kernel and records where it comes from, as `kerf load` does; gives the record. A
-    /// bzImage is unpacked for it.
+    /// Loads a kernel and records its origin, as `kerf load` does; returns the record. A bzImage is
+    /// unpacked first.
     ///
     /// Raises BootError if it is not loaded, LoadError if a file cannot be read or it is not recorded.
     #[pyo3(signature = (name, kernel, *, initrd = None, cmdline = String::new(), records = None), text_signature = "($self, name, kernel, *, initrd=None, cmdline='', records=None)")]
@@ -197,7 +197,7 @@ impl Kernel {
         to_python(py, &record)
     }
 
-    /// Unloads an instance's kernel and removes the record of it.
+    /// Unloads an instance's kernel and removes its record.
     ///
     /// Raises BootError if it is not unloaded, LoadError if the record stays.
     #[pyo3(signature = (name, *, records = None))]
@@ -212,7 +212,7 @@ impl Kernel {
             .or_raise(py)
     }
 
-    /// Boots the kernel that is loaded. That an instance is active does not mean that it runs.
+    /// Boots the loaded kernel. An active instance does not necessarily run.
     ///
     /// Raises BootError if it is not booted.
     fn boot(&self, py: Python<'_>, name: &str) -> PyResult<()> {
@@ -226,8 +226,8 @@ impl Kernel {
         py.detach(|| self.0.halt(&SystemCalls, name)).or_raise(py)
     }
 
-    /// Stops an instance's CPUs, whatever its kernel does. True when the kernel has seen them stop; else
-    /// what they could still write to must not be given to others.
+    /// Stops an instance's CPUs, whatever its kernel is doing. Returns true if the kernel has confirmed
+    /// their stop; otherwise memory that they could still write to must not be reused.
     ///
     /// Raises BootError if they were not stopped.
     fn halt_by_force(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
@@ -235,9 +235,9 @@ impl Kernel {
         Ok(parked.or_raise(py)? == Parked::Confirmed)
     }
 
-    /// Opens an instance's console and gives its file descriptor, which is the caller's to close.
+    /// Opens an instance's console and returns its file descriptor, which the caller must close.
     ///
-    /// Raises BootError if there is no such instance or device.
+    /// Raises BootError if the instance or the device does not exist.
     #[pyo3(signature = (name, device = PathBuf::from(CONSOLE)), text_signature = "($self, name, device='/dev/mktty')")]
     fn console(&self, py: Python<'_>, name: &str, device: PathBuf) -> PyResult<i32> {
         let console = py.detach(|| self.0.console(&device, name)).or_raise(py)?;
@@ -251,7 +251,7 @@ fn records_of(records: Option<Bound<'_, Records>>) -> libkerf::record::Records {
         .unwrap_or_default()
 }
 
-/// The lock that keeps kerf and others of us apart, held within a `with` statement.
+/// The lock between kerf and processes with this library, held within a `with` statement.
 #[pyclass(module = "libkerf")]
 pub(crate) struct Lock {
     path: PathBuf,
@@ -261,7 +261,7 @@ pub(crate) struct Lock {
 
 #[pymethods]
 impl Lock {
-    /// The lock at `path`, for which others are waited `patience` seconds.
+    /// The lock at `path`, with a maximum wait of `patience` seconds.
     #[new]
     #[pyo3(signature = (path = PathBuf::from(KERF_LOCK), patience = PATIENCE_S), text_signature = "(path='/var/run/kerf.lock', patience=10.0)")]
     fn new(path: PathBuf, patience: f64) -> PyResult<Self> {
@@ -272,15 +272,15 @@ impl Lock {
         })
     }
 
-    /// Whether this holds it.
+    /// Whether this object holds the lock.
     #[getter]
     fn is_held(&self) -> bool {
         self.held.is_some()
     }
 
-    /// Takes the lock.
+    /// Acquires the lock.
     ///
-    /// Raises LockError if others have it for too long, RuntimeError if this holds it already.
+    /// Raises LockError if another process holds it for too long, RuntimeError if this object holds it already.
     fn acquire(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let (path, patience) = {
@@ -290,13 +290,13 @@ impl Lock {
             }
             (lock.path.clone(), lock.patience)
         };
-        // Not borrowed meanwhile: other threads may ask whether it is held.
+        // Not borrowed during the wait: other threads may ask whether the lock is held.
         let taken = py.detach(|| kernel::Lock::take(&path, patience));
         slf.borrow_mut().held = Some(taken.or_raise(py)?);
         Ok(())
     }
 
-    /// Gives the lock back; nothing when it is not held.
+    /// Releases the lock; does nothing if it is not held.
     fn release(&mut self) {
         self.held = None;
     }

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::pickled::{Reduced, reduce};
 
-/// A CPU and its place.
+/// A CPU and its location.
 #[pyclass(frozen, eq, hash, module = "libkerf", get_all)]
 #[derive(Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub(crate) struct Cpu {
     /// Physical id: APIC id on x86.
     id: u64,
-    /// The running kernel's number for it, when it has it.
+    /// The running kernel's number for it, if that kernel has the CPU.
     logical: Option<u32>,
     /// NUMA node.
     node: u32,
@@ -34,16 +34,16 @@ impl Cpu {
     }
 }
 
-/// A machine, as far as its files tell.
+/// A machine, as far as its files describe it.
 #[pyclass(frozen, module = "libkerf")]
 #[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Machine(pub(crate) machine::Machine);
 
 #[pymethods]
 impl Machine {
-    /// Reads the machine whose root directory this is.
+    /// Reads the machine with this root directory.
     ///
-    /// CPUs that have left the host are not found any more: read it before a pool is made.
+    /// CPUs that have left the host are missing: read the machine before a pool is created.
     ///
     /// Raises OSError if /proc/cpuinfo cannot be read.
     #[staticmethod]
@@ -65,7 +65,7 @@ impl Machine {
         PyTuple::new(py, cpus.collect::<Vec<Cpu>>())
     }
 
-    /// The unit, in bytes, in which memory comes and goes while a kernel runs.
+    /// The unit, in bytes, in which memory moves to and from a running kernel.
     #[getter]
     fn memory_block(&self) -> u64 {
         self.0.memory_block()

@@ -15,15 +15,14 @@ use crate::daemon::Daemon;
 use crate::errors::{OrRaise, Raise};
 use crate::kernel::seconds;
 
-/// Follows what happens to one instance. It is an iterator over events, which waits for the next one,
-/// and ends when kmorphd ends or when it is closed. Each event is a dict, as the control API describes
-/// it.
+/// Follows the events of one instance. An iterator over events: it waits for the next one, and ends
+/// when kmorphd ends or when it is closed. Each event is a dict, in the format of the control API.
 #[pyclass(frozen, module = "libkerf")]
 pub(crate) struct Monitor {
     daemon: Daemon,
     name: String,
     events: Mutex<Events>,
-    /// The same connection, to end it while another thread waits for an event.
+    /// The same connection, to close it while another thread waits for an event.
     handle: UnixStream,
     closed: AtomicBool,
 }
@@ -43,7 +42,7 @@ impl Monitor {
         })
     }
 
-    /// The text of the next event. Without a limit only an event, the end or a signal ends the wait.
+    /// The text of the next event. Without a limit, only an event, the end or a signal ends the wait.
     fn wait(&self, py: Python<'_>, limit: Option<Duration>) -> PyResult<Line> {
         let start = Instant::now();
         loop {
@@ -74,12 +73,12 @@ impl Monitor {
         &self.name
     }
 
-    /// Everything about the instance, as it is now.
+    /// All details of the instance, at this time.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.request(py, "")
     }
 
-    /// The state of its heartbeats, as it is now.
+    /// The state of its heartbeats, at this time.
     fn heartbeat<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.request(py, "/heartbeat")
     }
@@ -89,7 +88,7 @@ impl Monitor {
         self.request(py, "/health")
     }
 
-    /// The next event; None when there is none within `timeout` seconds, or no more.
+    /// The next event; None if none arrives within `timeout` seconds, or after the end.
     ///
     /// Raises UnreachableError if the connection breaks.
     #[pyo3(signature = (timeout = None))]
@@ -104,11 +103,11 @@ impl Monitor {
         }
     }
 
-    /// Waits until the instance is in this state: "running", "unresponsive", "failed", … Gives everything
-    /// about it then. Events that come meanwhile are not shown again.
+    /// Waits until the instance is in this state: "running", "unresponsive", "failed", … Then returns all
+    /// details of it. Events during the wait are not returned again.
     ///
-    /// Raises SilentError if it is not within `timeout` seconds, DaemonError if there is no such
-    /// instance.
+    /// Raises SilentError if it is not within `timeout` seconds, DaemonError if the instance does not
+    /// exist.
     #[pyo3(signature = (state, timeout = None))]
     fn wait_for<'py>(
         &self,
@@ -153,10 +152,10 @@ impl Monitor {
         }
     }
 
-    /// Ends it. A thread that waits for an event sees the end.
+    /// Closes the monitor. A thread that waits for an event sees the end.
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // It fails when the daemon has ended it already.
+        // The call fails if the daemon has ended the stream already.
         let _ = self.handle.shutdown(Shutdown::Both);
     }
 

@@ -13,10 +13,9 @@ use crate::pickled::{Reduced, reduce};
 use crate::state::parse_devices;
 use crate::tree::DeviceTree;
 
-/// A change of a pool and of instances, as the kernel takes it: operations, in the order they are added.
+/// A change of a pool and of instances, in the kernel's terms: operations, in the order of their addition.
 ///
-/// Where an instance is named, what is added to it comes from the pool. Without a name it is the pool
-/// that gets, from the host.
+/// If an instance is named, its new resources come from the pool. Without a name, the pool receives them from the host.
 #[pyclass(eq, module = "libkerf")]
 #[derive(Clone, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Overlay(pub(crate) overlay::Overlay);
@@ -42,7 +41,7 @@ impl Overlay {
 
 #[pymethods]
 impl Overlay {
-    /// An overlay that changes nothing yet. `note` is what the transaction's directory says it is about.
+    /// An empty overlay. `note` is the description in the transaction's directory.
     #[new]
     #[pyo3(signature = (*, note = None))]
     fn new(note: Option<String>) -> Self {
@@ -54,7 +53,7 @@ impl Overlay {
 
     /// Reads an overlay's tree.
     ///
-    /// Raises ValidationError if it breaks rules.
+    /// Raises ValidationError if it violates rules.
     #[staticmethod]
     fn from_device_tree(py: Python<'_>, tree: PyRef<'_, DeviceTree>) -> PyResult<Self> {
         let (overlay, report) = check::overlay(&tree.inner, None);
@@ -64,7 +63,7 @@ impl Overlay {
         }
     }
 
-    /// Makes an instance out of what the pool has free. Its devices are given by `add_devices`.
+    /// Creates an instance from free resources of the pool. Its devices are added with `add_devices`.
     fn create(&mut self, instance: PyRef<'_, Instance>) {
         let create = Create {
             instance: instance.model.clone(),
@@ -73,27 +72,27 @@ impl Overlay {
         self.push(Target::Instances, Operation::Create(Box::new(create)));
     }
 
-    /// Ends an instance; what it has goes to the pool. The kernel cannot undo this.
+    /// Removes an instance; its resources return to the pool. The kernel cannot undo this.
     fn remove(&mut self, name: String) {
         self.push(Target::Instances, Operation::Remove(name));
     }
 
-    /// Gives CPUs, by their physical ids.
+    /// Adds CPUs, by their physical ids.
     #[pyo3(signature = (cpus, instance = None))]
     fn add_cpus(&mut self, cpus: List<u64>, instance: Option<String>) {
         let moves = cpus.0.into_iter().map(CpuMove::from).collect();
         self.push(target(instance), Operation::CpuAdd(moves));
     }
 
-    /// Takes CPUs, by their physical ids.
+    /// Removes CPUs, by their physical ids.
     #[pyo3(signature = (cpus, instance = None))]
     fn remove_cpus(&mut self, cpus: List<u64>, instance: Option<String>) {
         let moves = cpus.0.into_iter().map(CpuMove::from).collect();
         self.push(target(instance), Operation::CpuRemove(moves));
     }
 
-    /// Gives memory: bytes, and for an instance that runs the address. For the pool the kernel picks the
-    /// address, on NUMA node `node`.
+    /// Adds memory, in bytes; for a running instance, at the given address. For the pool the kernel
+    /// picks the address, on NUMA node `node`.
     #[pyo3(signature = (size, instance = None, *, base = None, node = None))]
     fn add_memory(
         &mut self,
@@ -111,7 +110,7 @@ impl Overlay {
         self.push(target(instance), Operation::MemoryAdd(vec![memory]));
     }
 
-    /// Takes memory: a whole region of an instance, or a whole chunk of the pool.
+    /// Removes memory: a whole region of an instance, or a whole chunk of the pool.
     #[pyo3(signature = (base, size, instance = None))]
     fn remove_memory(&mut self, base: One<u64>, size: One<u64>, instance: Option<String>) {
         let memory = MemoryMove {
@@ -122,9 +121,9 @@ impl Overlay {
         self.push(target(instance), Operation::MemoryRemove(vec![memory]));
     }
 
-    /// Gives devices, by their PCI addresses.
+    /// Adds devices, by their PCI addresses.
     ///
-    /// Raises ValueError for an address that is none.
+    /// Raises ValueError for an invalid address.
     #[pyo3(signature = (devices, instance = None))]
     fn add_devices(&mut self, devices: List<String>, instance: Option<String>) -> PyResult<()> {
         let moves = parse_devices(&devices.0)?.into_iter().map(DeviceMove::from);
@@ -132,9 +131,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes devices, by their PCI addresses.
+    /// Removes devices, by their PCI addresses.
     ///
-    /// Raises ValueError for an address that is none.
+    /// Raises ValueError for an invalid address.
     #[pyo3(signature = (devices, instance = None))]
     fn remove_devices(&mut self, devices: List<String>, instance: Option<String>) -> PyResult<()> {
         let moves = parse_devices(&devices.0)?.into_iter().map(DeviceMove::from);
@@ -142,7 +141,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// What it does, in order: (the target's path, the operation's name).
+    /// Its operations, in order: (the target's path, the operation's name).
     #[getter]
     fn operations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let fragments = self.0.fragments.iter();
@@ -153,7 +152,7 @@ impl Overlay {
         PyTuple::new(py, operations.collect::<Vec<_>>())
     }
 
-    /// Whether it changes nothing.
+    /// Whether the overlay changes nothing.
     #[getter]
     fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -171,7 +170,7 @@ impl Overlay {
         py.detach(|| self.0.to_blob()).or_raise(py)
     }
 
-    /// The same change as overlays of at most 4096 bytes each, to be applied in this order.
+    /// Splits the change into overlays of at most 4096 bytes each, to be applied in this order.
     ///
     /// Raises UnsplittableError if one operation alone is too large.
     fn split(&self, py: Python<'_>) -> PyResult<Vec<Self>> {

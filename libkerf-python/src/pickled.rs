@@ -1,4 +1,4 @@
-//! Objects as bytes, for `pickle` and `copy`. The bytes are for this version of the package.
+//! Objects as bytes, for `pickle` and `copy`. The bytes are only for this version of the package.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -13,10 +13,10 @@ use crate::report::{Finding, Report};
 use crate::state::State;
 use crate::tree::DeviceTree;
 
-/// What `__reduce__` gives: a function, and the arguments that make the object again.
+/// The result of `__reduce__`: a function, and the arguments that restore the object.
 pub(crate) type Reduced<'py> = (Bound<'py, PyAny>, (&'static str, Bound<'py, PyBytes>));
 
-/// An object of this class as what makes it again.
+/// Reduces an object of this class to the data that restores it.
 pub(crate) fn reduce<'py>(
     py: Python<'py>,
     class: &'static str,
@@ -29,7 +29,7 @@ pub(crate) fn reduce<'py>(
 
 fn read<T: DeserializeOwned>(data: &[u8]) -> PyResult<T> {
     let mut from = serde_json::Deserializer::from_slice(data);
-    // A tree may lie deeper than JSON usually does; who unpickles trusts what it unpickles.
+    // A tree may be nested deeper than JSON usually is; an unpickling caller trusts the data.
     from.disable_recursion_limit();
     py_value_error(T::deserialize(&mut from))
 }
@@ -42,7 +42,7 @@ fn py_value_error<T>(result: serde_json::Result<T>) -> PyResult<T> {
     })
 }
 
-/// The object of this class that was made these bytes.
+/// Restores the object of this class from its bytes.
 #[pyfunction]
 pub(crate) fn _restore<'py>(
     py: Python<'py>,

@@ -8,29 +8,29 @@ use crate::convert::{dumps, to_python};
 use crate::errors::OrRaise;
 use crate::tree::DeviceTree;
 
-/// kerf's records of what is loaded, and beside them the definitions of instances.
+/// kerf's records of loaded kernels, and the definitions of instances next to them.
 #[pyclass(frozen, module = "libkerf")]
 #[derive(Clone)]
 pub(crate) struct Records(pub(crate) record::Records);
 
 #[pymethods]
 impl Records {
-    /// The records in a directory, else in kerf's own.
+    /// The records in a directory (default: kerf's own).
     #[new]
     #[pyo3(signature = (directory = PathBuf::from(DIRECTORY)), text_signature = "(directory='/var/lib/kerf/instances')")]
     fn new(directory: PathBuf) -> Self {
         Self(record::Records::in_directory(directory))
     }
 
-    /// An instance's record, as kerf writes it; None when nothing was loaded.
+    /// An instance's record, in kerf's format; None if nothing was loaded.
     ///
-    /// Raises RecordError if there is one that cannot be read.
+    /// Raises RecordError if it exists but cannot be read.
     fn load<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         let record = py.detach(|| self.0.load(name)).or_raise(py)?;
         record.map(|record| to_python(py, &record)).transpose()
     }
 
-    /// Writes an instance's record, as a whole or not at all.
+    /// Writes an instance's record atomically.
     ///
     /// Raises ValueError if it has another format than kerf's, RecordError if it cannot be written.
     fn save(&self, py: Python<'_>, name: &str, record: Bound<'_, PyAny>) -> PyResult<()> {
@@ -39,22 +39,22 @@ impl Records {
         py.detach(|| self.0.save(name, &record)).or_raise(py)
     }
 
-    /// Removes an instance's record. It is not an error if there is none.
+    /// Removes an instance's record. A missing record is not an error.
     ///
     /// Raises RecordError if it cannot be removed.
     fn remove(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.remove(name)).or_raise(py)
     }
 
-    /// An instance's definition; None when there is none.
+    /// An instance's definition; None if it does not exist.
     ///
-    /// Raises RecordError if there is one that cannot be read.
+    /// Raises RecordError if it exists but cannot be read.
     fn load_definition(&self, py: Python<'_>, name: &str) -> PyResult<Option<DeviceTree>> {
         let tree = py.detach(|| self.0.load_definition(name)).or_raise(py)?;
         Ok(tree.map(DeviceTree::from))
     }
 
-    /// Writes an instance's definition, as a whole or not at all, and gives its path.
+    /// Writes an instance's definition atomically, and returns its path.
     ///
     /// Raises RecordError if it cannot be written.
     fn save_definition(
@@ -68,7 +68,7 @@ impl Records {
             .or_raise(py)
     }
 
-    /// Removes an instance's definition. It is not an error if there is none.
+    /// Removes an instance's definition. A missing definition is not an error.
     ///
     /// Raises RecordError if it cannot be removed.
     fn remove_definition(&self, py: Python<'_>, name: &str) -> PyResult<()> {
@@ -76,7 +76,7 @@ impl Records {
     }
 }
 
-/// Where a kernel image comes from, as kerf records it: path, size, SHA-256, format, compression, version.
+/// The origin of a kernel image, as kerf records it: path, size, SHA-256, format, compression, version.
 ///
 /// Raises RecordError if the file cannot be read.
 #[pyfunction]
@@ -85,7 +85,7 @@ pub(crate) fn inspect_kernel(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_
     to_python(py, &image)
 }
 
-/// Where an initial file system comes from, as kerf records it: path, size, SHA-256, compression.
+/// The origin of an initial file system, as kerf records it: path, size, SHA-256, compression.
 ///
 /// Raises RecordError if the file cannot be read.
 #[pyfunction]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pickled::{Reduced, reduce};
 
-/// One thing that is wrong with a tree, or may be.
+/// An error, or a possible error, in a tree.
 #[pyclass(frozen, module = "libkerf")]
 #[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Finding(check::Finding);
@@ -20,7 +20,7 @@ fn stance(stance: Stance) -> &'static str {
 
 #[pymethods]
 impl Finding {
-    /// The name of the rule that it breaks.
+    /// The name of the violated rule.
     #[getter]
     fn rule(&self) -> &'static str {
         self.0.rule.id()
@@ -35,13 +35,13 @@ impl Finding {
         }
     }
 
-    /// What the kernel does about it: "refuses", "warns" or "takes".
+    /// The kernel's reaction: "refuses", "warns" or "takes".
     #[getter]
     fn kernel(&self) -> &'static str {
         stance(self.0.kernel)
     }
 
-    /// What kerf 0.4.0 does about it: "refuses", "warns" or "takes".
+    /// kerf 0.4.0's reaction: "refuses", "warns" or "takes".
     #[getter]
     fn kerf(&self) -> &'static str {
         stance(self.0.kerf)
@@ -53,19 +53,19 @@ impl Finding {
         self.0.path.to_string()
     }
 
-    /// The property, when it is about one.
+    /// The property, if the finding concerns one.
     #[getter]
     fn property(&self) -> Option<&str> {
         self.0.property.as_deref()
     }
 
-    /// What is wrong, with the values.
+    /// The error, with the values.
     #[getter]
     fn problem(&self) -> &str {
         &self.0.problem
     }
 
-    /// What to do.
+    /// The suggested correction.
     #[getter]
     fn suggestion(&self) -> &str {
         &self.0.suggestion
@@ -89,7 +89,7 @@ impl Finding {
     }
 }
 
-/// Everything that was found in a tree, in the order it was looked at.
+/// All findings in a tree, in the order of the checks.
 #[pyclass(frozen, module = "libkerf")]
 #[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Report(check::Report);
@@ -102,57 +102,57 @@ impl From<check::Report> for Report {
 
 #[pymethods]
 impl Report {
-    /// Whether nothing forbids the tree.
+    /// Whether the report contains no error.
     #[getter]
     fn is_valid(&self) -> bool {
         self.0.is_valid()
     }
 
-    /// Whether nothing forbids the tree: a report with errors is false.
+    /// Whether the report contains no error.
     fn __bool__(&self) -> bool {
         self.0.is_valid()
     }
 
-    /// What was found; at most 1000 findings.
+    /// The findings; at most 1000.
     #[getter]
     fn findings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let findings: Vec<Finding> = self.0.findings().iter().cloned().map(Finding).collect();
         PyTuple::new(py, findings)
     }
 
-    /// What forbids the tree.
+    /// The findings that forbid the tree.
     #[getter]
     fn errors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let errors: Vec<Finding> = self.0.errors().cloned().map(Finding).collect();
         PyTuple::new(py, errors)
     }
 
-    /// What is odd.
+    /// The findings that do not forbid the tree.
     #[getter]
     fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let warnings: Vec<Finding> = self.0.warnings().cloned().map(Finding).collect();
         PyTuple::new(py, warnings)
     }
 
-    /// How many findings there were beyond the first 1000.
+    /// Number of findings beyond the first 1000.
     #[getter]
     fn dropped(&self) -> usize {
         self.0.dropped()
     }
 
-    /// Whether the kernel refuses the tree, as far as it is known what it does.
+    /// Whether the kernel refuses the tree, as far as its behaviour is known.
     #[getter]
     fn kernel_refuses(&self) -> bool {
         self.0.kernel_refuses()
     }
 
-    /// Whether kerf 0.4.0 refuses the tree, as far as it is known what it does.
+    /// Whether kerf 0.4.0 refuses the tree, as far as its behaviour is known.
     #[getter]
     fn kerf_refuses(&self) -> bool {
         self.0.kerf_refuses()
     }
 
-    /// The rules that are broken, each once.
+    /// The violated rules, each once.
     #[getter]
     fn rules<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let mut rules = Vec::new();

@@ -18,13 +18,13 @@ use crate::pickled::{Reduced, reduce};
 use crate::report::Report;
 use crate::tree::DeviceTree;
 
-/// A pool, its instances and what they do: what overlays are applied to. It does not change; what
-/// changes it gives a new one.
+/// A pool, its instances and their status, to which overlays are applied. Immutable: each change
+/// returns a new state.
 #[pyclass(frozen, eq, module = "libkerf")]
 #[derive(Clone, PartialEq, Deserialize, Serialize)]
 pub(crate) struct State(pub(crate) overlay::State);
 
-/// The status of this name.
+/// The status with this name.
 pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
     let unknown = || {
         PyValueError::new_err(format!(
@@ -34,7 +34,7 @@ pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
     Status::parse(text).ok_or_else(unknown)
 }
 
-/// The PCI addresses that are named.
+/// Parses PCI addresses.
 pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
     let parse = |text: &String| {
         PciAddress::parse(text).ok_or_else(|| {
@@ -48,9 +48,9 @@ pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
 
 #[pymethods]
 impl State {
-    /// What a pool's or a baseline's tree says.
+    /// The contents of a pool's or a baseline's tree.
     ///
-    /// Raises ValidationError if the tree breaks rules.
+    /// Raises ValidationError if the tree violates rules.
     #[staticmethod]
     #[pyo3(signature = (tree, machine = None))]
     fn from_device_tree(
@@ -91,7 +91,7 @@ impl State {
         PyTuple::new(py, self.0.system.free_cpus())
     }
 
-    /// Bytes of the pool's memory.
+    /// Size of the pool's memory, in bytes.
     #[getter]
     fn memory_bytes(&self) -> u128 {
         self.0.system.resources.memory_bytes()
@@ -105,35 +105,35 @@ impl State {
         PyTuple::new(py, names)
     }
 
-    /// Bytes of the pool that no instance has, of one NUMA node or of all.
+    /// Size of the pool's memory that no instance has, on one NUMA node or on all, in bytes.
     #[pyo3(signature = (node = None))]
     fn free_bytes(&self, node: Option<One<u32>>) -> u128 {
         self.0.free_bytes(node.map(|node| node.0))
     }
 
-    /// The instance of this name.
+    /// The instance with this name.
     ///
-    /// Raises KeyError if there is none.
+    /// Raises KeyError if it does not exist.
     fn instance(&self, name: &str) -> PyResult<Instance> {
         let instance = self.0.system.instance(name).cloned();
         let missing = || PyKeyError::new_err(format!("there is no instance {name:?}"));
         instance.map(Instance::from).ok_or_else(missing)
     }
 
-    /// What an instance does: "empty", "ready", "loaded", "active" or "failed".
+    /// The status of an instance: "empty", "ready", "loaded", "active" or "failed".
     fn status(&self, name: &str) -> &'static str {
         self.0.status_of(name).as_str()
     }
 
-    /// The same, with an instance that does something.
+    /// This state with the status of an instance.
     ///
-    /// Raises ValueError for a status that is none.
+    /// Raises ValueError for an unknown status.
     fn with_status(&self, name: &str, status: &str) -> PyResult<Self> {
         let status = parse_status(status)?;
         Ok(Self(self.0.clone().with_status(name, status)))
     }
 
-    /// The same, with this instance, which replaces one of its name.
+    /// This state with this instance, which replaces one with the same name.
     fn with_instance(&self, instance: PyRef<'_, Instance>) -> Self {
         let mut state = self.0.clone();
         let instances = &mut state.system.instances;
@@ -145,9 +145,9 @@ impl State {
         Self(state)
     }
 
-    /// The same, without this instance.
+    /// This state without this instance.
     ///
-    /// Raises KeyError if there is none.
+    /// Raises KeyError if it does not exist.
     fn without_instance(&self, name: &str) -> PyResult<Self> {
         self.instance(name)?;
         let mut state = self.0.clone();
@@ -156,12 +156,12 @@ impl State {
         Ok(Self(state))
     }
 
-    /// Everything that is wrong with it.
+    /// Checks this state. Returns the findings.
     fn check(&self, py: Python<'_>) -> Report {
         py.detach(|| self.0.check()).into()
     }
 
-    /// What an overlay makes of this.
+    /// The state after an overlay.
     ///
     /// Raises ValidationError with everything that the kernel would refuse.
     fn apply(&self, py: Python<'_>, overlay: PyRef<'_, Overlay>) -> PyResult<Self> {
@@ -170,19 +170,20 @@ impl State {
         applied.map(Self).or_raise(py)
     }
 
-    /// The overlay that makes `after` of this: what is given is taken first.
+    /// The overlay that turns this state into `after`; it takes the given resources first.
     ///
-    /// Raises ChangeError if no overlay does, ValidationError if the kernel would refuse it.
+    /// Raises ChangeError if no overlay can make the change, ValidationError if the kernel would refuse it.
     fn overlay_to(&self, py: Python<'_>, after: Bound<'_, State>) -> PyResult<Overlay> {
         let after = &after.get().0.system;
         let overlay = py.detach(|| self.0.overlay_to(after));
         overlay.map(Overlay::from).or_raise(py)
     }
 
-    /// The overlay that makes the pool what a baseline asks for: CPUs, devices, and memory for each NUMA node. Memory goes back
-    /// in whole chunks, and those in use stay. `memory`, as "2GB" or "8GB@0,8GB@1", stands for the baseline's own.
+    /// The overlay that makes the pool match a baseline: CPUs, devices, and memory for each NUMA node. Memory is
+    /// returned in whole chunks, and chunks in use stay. `memory`, such as "2GB" or "8GB@0,8GB@1", replaces the
+    /// baseline's own.
     ///
-    /// Raises ValueError for a size that is none, ValidationError if the baseline breaks rules or the kernel would refuse
+    /// Raises ValueError for an invalid size, ValidationError if the baseline violates rules or the kernel would refuse
     /// the overlay.
     #[pyo3(signature = (baseline, *, memory = None))]
     fn reshape(
@@ -204,13 +205,13 @@ impl State {
         overlay.map(Overlay::from).or_raise(py)
     }
 
-    /// Chooses CPUs and memory for a new instance, and gives the overlay that makes it.
+    /// Chooses CPUs and memory for a new instance, and returns the overlay that creates it.
     ///
-    /// CPUs and memory are from one NUMA node if one has enough of both; with `one_node` or `node` from
-    /// no other. No core is shared with another instance unless `share_cores` says so. Where CPUs are
-    /// comes from `machine`.
+    /// CPUs and memory are from one NUMA node if a node has enough of both; `one_node` or `node`
+    /// permits nothing else. No core is shared with another instance unless `share_cores` is true.
+    /// `machine` gives the location of CPUs.
     ///
-    /// Raises ShortageError if there is no such choice.
+    /// Raises ShortageError if the resources cannot be chosen.
     #[pyo3(signature = (name, *, cpus, memory, id = None, node = None, one_node = false, share_cores = false, machine = None))]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
     fn allocate(
@@ -246,11 +247,11 @@ impl State {
         overlay.map(Overlay::from).or_raise(py)
     }
 
-    /// Plans what goes from one instance to another, as one overlay: these CPUs and devices; or, with
-    /// `everything`, all that the giver has, and its end. `memory` is what the getter has more then, in
-    /// bytes.
+    /// Plans an exchange of resources between two instances, as one overlay: these CPUs and devices;
+    /// or, with `everything`, all resources of the giver, which then ends. `memory` is the additional
+    /// memory of the receiver, in bytes.
     ///
-    /// Raises ExchangeError if there is no such exchange, ValidationError if the kernel would refuse
+    /// Raises ExchangeError if the exchange is impossible, ValidationError if the kernel would refuse
     /// it.
     #[pyo3(signature = (giver, getter, *, cpus = List::default(), devices = List::default(), memory = One(0), everything = false), text_signature = "($self, giver, getter, *, cpus=(), devices=(), memory=0, everything=False)")]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
@@ -283,7 +284,7 @@ impl State {
         overlay.map(Overlay::from).or_raise(py)
     }
 
-    /// Pool and instances as a baseline with instances in it, for files and for kerf.
+    /// Pool and instances as a baseline with instances, for files and for kerf.
     fn to_device_tree(&self) -> DeviceTree {
         self.0.system.to_tree().into()
     }

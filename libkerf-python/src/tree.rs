@@ -45,9 +45,9 @@ impl From<tree::DeviceTree> for DeviceTree {
     }
 }
 
-/// Why bytes are no tree.
+/// Why bytes are not a tree.
 enum NoTree {
-    /// A signal came, and its handler raised this.
+    /// A signal arrived, and its handler raised this exception.
     Signal(PyErr),
     Blob(dtb::DtbError),
     Source(dts::DtsError),
@@ -65,7 +65,7 @@ impl Raise for NoTree {
     }
 }
 
-/// What a blob begins with. Nothing of a text does.
+/// Magic bytes of a blob. No text begins with them.
 const MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
 
 fn read(bytes: &[u8]) -> Result<DeviceTree, NoTree> {
@@ -75,7 +75,7 @@ fn read(bytes: &[u8]) -> Result<DeviceTree, NoTree> {
     }
 }
 
-/// Reads a text; Ctrl-C, and any other signal whose handler raises, ends it.
+/// Reads a text; Ctrl-C, or any other signal whose handler raises, stops the reader.
 fn read_text(text: &str) -> Result<DeviceTree, NoTree> {
     let raised = Mutex::new(None);
     let go_on = || match Python::attach(|py| py.check_signals()) {
@@ -101,7 +101,7 @@ fn read_text(text: &str) -> Result<DeviceTree, NoTree> {
     }
 }
 
-/// The tree that the kernel serves for an instance whose definition this would be: kerf itself writes none.
+/// The tree that the kernel serves for the instance whose definition has this path: kerf itself writes no definitions.
 fn served_for(path: &Path) -> Option<DeviceTree> {
     let name = path.file_name()?.to_str()?.strip_suffix(".dts")?;
     if path.parent()? != Path::new(DIRECTORY) {
@@ -120,10 +120,10 @@ fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// Reads a file, and no more of it than a tree may have.
+/// Reads a file, up to the maximum size of a tree.
 fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more, so that what is too large is refused as that.
+    // Read one byte more, so that a file that is too large is refused as such.
     let limit = dts::MAX_TEXT_BYTES as u64 + 1;
     std::fs::File::open(path)?
         .take(limit)
@@ -131,7 +131,7 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file as a whole or not at all.
+/// Writes a file atomically.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".tmp");
@@ -142,7 +142,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         std::fs::rename(&unfinished, path)
     };
     write().inspect_err(|_| {
-        // It is of no use, and may not even be there.
+        // The partial file is useless, and may not even exist.
         let _ = std::fs::remove_file(&unfinished);
     })
 }
@@ -153,7 +153,7 @@ impl DeviceTree {
         node.ok_or_else(|| PyKeyError::new_err(format!("there is no node {path}")))
     }
 
-    /// The node at a path, made with all above it when it is not there.
+    /// The node at a path; creates missing nodes of the path.
     fn node_mut(&mut self, path: &str) -> PyResult<&mut Node> {
         let Some(path) = path.strip_prefix('/') else {
             return Err(PyValueError::new_err(format!("{path:?} is not absolute")));
@@ -192,10 +192,10 @@ impl DeviceTree {
 
 #[pymethods]
 impl DeviceTree {
-    /// Reads a file: a blob, source, or the text of kerf 0.1, told apart by what is in it.
+    /// Reads a file: a blob, source, or the text of kerf 0.1, distinguished by the contents.
     ///
-    /// Where /var/lib/kerf/instances/NAME.dts is not there, which kerf does not write, it is the tree that the running
-    /// kernel serves for the instance.
+    /// If /var/lib/kerf/instances/NAME.dts, which kerf does not write, does not exist, returns the tree that the
+    /// running kernel serves for the instance.
     ///
     /// Raises OSError if it cannot be read, TreeError if it is not a device tree.
     #[staticmethod]
@@ -211,7 +211,7 @@ impl DeviceTree {
         py.detach(|| read(&bytes)).or_raise(py)
     }
 
-    /// Reads a blob, or the bytes of a text: whatever has a buffer.
+    /// Reads a blob, or the bytes of a text, from any object with a buffer.
     ///
     /// Raises TreeError if it is not a device tree.
     #[staticmethod]
@@ -228,21 +228,21 @@ impl DeviceTree {
         py.detach(|| read_text(text)).or_raise(py)
     }
 
-    /// The blob: the one it was read from, when nothing was changed.
+    /// The blob: the original one of an unchanged tree.
     ///
-    /// Raises BlobError if a name cannot be written, or it is larger than the kernel takes.
+    /// Raises BlobError if a name cannot be written, or it is larger than the kernel accepts.
     fn to_bytes(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
         py.detach(|| dtb::write(&self.inner)).or_raise(py)
     }
 
-    /// The source: the one it was read from, when nothing was changed.
+    /// The source: the original one of an unchanged tree.
     ///
-    /// Raises UnprintableError for a name that source cannot write.
+    /// Raises UnprintableError for a name that source cannot express.
     fn to_source(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| dts::write(&self.inner)).or_raise(py)
     }
 
-    /// Writes a file, as a whole or not at all: source if its name ends with .dts, else a blob.
+    /// Writes a file atomically: source if its name ends with .dts, otherwise a blob.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let bytes = match path.extension() {
             Some(extension) if extension == "dts" => self.to_source(py)?.into_bytes(),
@@ -252,20 +252,20 @@ impl DeviceTree {
             .map_err(|error| on_file(&error, &path))
     }
 
-    /// What it is: "baseline", "pool", "instance" or "overlay".
+    /// The kind of the tree: "baseline", "pool", "instance" or "overlay".
     #[getter]
     fn kind(&self) -> &'static str {
         kind(Kind::of(&self.inner))
     }
 
-    /// What kerf 0.1 did not see of its text, or saw otherwise than it looks. Else empty.
+    /// Parts of its text that kerf 0.1 did not see, or read in an unexpected way. Empty for other formats.
     #[getter]
     fn remarks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, &self.remarks)
     }
 
-    /// Everything that is wrong with it, as what it is; an overlay against `state`, if given. What the
-    /// machine has is judged only if `machine` is given.
+    /// Checks the tree according to its kind; an overlay against `state`, if given. The hardware is
+    /// checked only if `machine` is given. Returns the findings.
     #[pyo3(signature = (*, machine = None, state = None))]
     fn validate(
         &self,
@@ -281,7 +281,7 @@ impl DeviceTree {
             Kind::Overlay => check::overlay(tree, state).1,
             Kind::Instance => check::instance(tree).1,
             Kind::Pool => check::system(tree, context).1,
-            // With instances it is a plan, which kerf calls the global tree.
+            // A baseline with instances is a plan: kerf's global tree.
             Kind::Baseline if tree.node("/instances").is_some() => check::system(tree, context).1,
             Kind::Baseline => check::baseline(tree, context).1,
         });
@@ -293,9 +293,9 @@ impl DeviceTree {
         Instance::all_of(py, self)
     }
 
-    /// The names of the nodes below a node.
+    /// The names of a node's children.
     ///
-    /// Raises KeyError if there is no such node.
+    /// Raises KeyError if the node does not exist.
     #[pyo3(signature = (path = "/"))]
     fn children(&self, path: &str) -> PyResult<Vec<String>> {
         let children = self.node(path)?.children().iter();
@@ -304,7 +304,7 @@ impl DeviceTree {
 
     /// The names of a node's properties.
     ///
-    /// Raises KeyError if there is no such node.
+    /// Raises KeyError if the node does not exist.
     #[pyo3(signature = (path = "/"))]
     fn properties(&self, path: &str) -> PyResult<Vec<String>> {
         let properties = self.node(path)?.properties().iter();
@@ -313,53 +313,53 @@ impl DeviceTree {
 
     /// A property's bytes.
     ///
-    /// Raises KeyError if there is no such node or property.
+    /// Raises KeyError if the node or property does not exist.
     fn get_bytes(&self, path: &str, name: &str) -> PyResult<Vec<u8>> {
         Ok(self.property(path, name)?.bytes().to_vec())
     }
 
     /// A property as 32-bit cells.
     ///
-    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
+    /// Raises KeyError if the node or property does not exist, ValueError if it has another format.
     fn get_u32s(&self, path: &str, name: &str) -> PyResult<Vec<u32>> {
         self.shaped(path, name, Property::u32_list)
     }
 
     /// A property as 64-bit numbers.
     ///
-    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
+    /// Raises KeyError if the node or property does not exist, ValueError if it has another format.
     fn get_u64s(&self, path: &str, name: &str) -> PyResult<Vec<u64>> {
         self.shaped(path, name, Property::u64_list)
     }
 
     /// A property as strings.
     ///
-    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
+    /// Raises KeyError if the node or property does not exist, ValueError if it has another format.
     fn get_texts(&self, path: &str, name: &str) -> PyResult<Vec<String>> {
         let texts = self.shaped(path, name, Property::text_list)?;
         Ok(texts.into_iter().map(str::to_owned).collect())
     }
 
-    /// Sets a property. The nodes of the path are made where they are missing.
+    /// Sets a property. Creates missing nodes of the path.
     fn set_bytes(&mut self, path: &str, name: &str, value: Buffer<'_>) -> PyResult<()> {
         self.set(path, name, value.as_bytes().to_vec())
     }
 
-    /// Sets a property to 32-bit cells. The nodes of the path are made where they are missing.
+    /// Sets a property to 32-bit cells. Creates missing nodes of the path.
     fn set_u32s(&mut self, path: &str, name: &str, values: List<u32>) -> PyResult<()> {
         let bytes = values.0.iter().flat_map(|value| value.to_be_bytes());
         self.set(path, name, bytes.collect())
     }
 
-    /// Sets a property to 64-bit numbers. The nodes of the path are made where they are missing.
+    /// Sets a property to 64-bit numbers. Creates missing nodes of the path.
     fn set_u64s(&mut self, path: &str, name: &str, values: List<u64>) -> PyResult<()> {
         let bytes = values.0.iter().flat_map(|value| value.to_be_bytes());
         self.set(path, name, bytes.collect())
     }
 
-    /// Sets a property to strings. The nodes of the path are made where they are missing.
+    /// Sets a property to strings. Creates missing nodes of the path.
     ///
-    /// Raises ValueError if one holds a NUL.
+    /// Raises ValueError if a string contains a NUL.
     fn set_texts(&mut self, path: &str, name: &str, values: List<String>) -> PyResult<()> {
         let mut bytes = Vec::new();
         for value in values.0 {
@@ -372,9 +372,9 @@ impl DeviceTree {
         self.set(path, name, bytes)
     }
 
-    /// Takes a property out, or a node with all that is in it.
+    /// Removes a property, or a node with its contents.
     ///
-    /// Raises KeyError if it is not there, ValueError for the root.
+    /// Raises KeyError if it does not exist, ValueError for the root.
     #[pyo3(signature = (path, name = None))]
     fn remove(&mut self, path: &str, name: Option<&str>) -> PyResult<()> {
         let missing = || PyKeyError::new_err(format!("there is no {path} {}", name.unwrap_or("")));

@@ -1,15 +1,14 @@
 //! Device trees, overlays and resources of multikernel Linux, as `kerf` and its kernel read them.
 //!
-//! The crate may read and write trees, judge them, and plan changes. It starts no thread and knows
-//! neither kmorph's daemon nor its protocol: anything that handles multikernel instances can use it.
+//! The crate reads, writes and checks trees, and plans changes. It starts no thread and is independent of kmorph's
+//! daemon and protocol, so that any program for multikernel instances can use it.
 //!
-//! * [`tree`] is a device tree in memory, [`dtb`] its flattened form, [`dts`] its source form,
-//!   [`kerf_text`] the text form of kerf 0.1.
-//! * [`model`] is what trees mean, [`check`] what is wrong with them.
-//! * [`overlay`] is changes, and what the kernel would make of them; [`allocate`] chooses resources.
-//! * [`kernel`] is the kernel's files, [`record`] kerf's notes of what is loaded, [`image`] kernel
-//!   images, [`btf`] whether two kernels agree on the memory that they share, [`machine`] what a
-//!   machine has.
+//! * [`tree`] is a device tree in memory, [`dtb`] its flattened form, [`dts`] its source form, [`kerf_text`] the text
+//!   form of kerf 0.1.
+//! * [`model`] is the meaning of trees, [`check`] finds their errors.
+//! * [`overlay`] describes changes and their effect in the kernel; [`allocate`] chooses resources.
+//! * [`kernel`] accesses the kernel's files, [`record`] kerf's records of loaded kernels, and [`image`] kernel images.
+//!   [`btf`] checks that two kernels agree on the memory that they share. [`machine`] describes the hardware.
 
 #![deny(unsafe_code)]
 

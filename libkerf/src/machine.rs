@@ -1,28 +1,28 @@
-//! What a machine has: its CPUs and where they are, its memory blocks, the pool in `/proc/iomem`.
+//! The hardware of a machine: its CPUs and their locations, its memory blocks, the pool in `/proc/iomem`.
 //!
-//! Everything is read below a root directory, so that tests bring their own machine.
+//! All files are read below a root directory, so that tests can provide their own machine.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-/// A CPU and its place.
+/// A CPU and its location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Cpu {
     /// Physical id: APIC id on x86. This is how multikernel names CPUs.
     pub id: u64,
-    /// The running kernel's number for it, when it has it.
+    /// The running kernel's number for it, if that kernel has the CPU.
     pub logical: Option<u32>,
     /// NUMA node.
     pub node: u32,
     /// Socket.
     pub package: u32,
-    /// Core, within the socket. SMT siblings have the same.
+    /// Core within the socket. SMT siblings have the same core.
     pub core: u32,
 }
 
-/// A machine, as far as it is known.
+/// A machine, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Machine {
     cpus: BTreeMap<u64, Cpu>,
@@ -33,19 +33,19 @@ pub struct Machine {
 /// The entries about multikernel in `/proc/iomem`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Iomem {
-    /// Chunks of the pool: base and bytes.
+    /// Chunks of the pool: base and size in bytes.
     pub chunks: Vec<(u64, u64)>,
-    /// The used parts: base, bytes, and the name given by the kernel.
+    /// The used parts: base, size in bytes, and the name given by the kernel.
     pub used: Vec<(u64, u64, String)>,
 }
 
-/// The size of a memory block where the kernel does not tell, in bytes.
+/// Default size of a memory block, in bytes, if the kernel does not report it.
 pub const DEFAULT_MEMORY_BLOCK: u64 = 128 << 20;
 
 const POOL: &str = "Multikernel Memory Pool";
 
 impl Machine {
-    /// A machine with these CPUs.
+    /// Creates a machine with these CPUs.
     #[must_use]
     pub fn new(cpus: impl IntoIterator<Item = Cpu>) -> Self {
         Self {
@@ -54,17 +54,17 @@ impl Machine {
         }
     }
 
-    /// The same machine, with what `/proc/iomem` says.
+    /// Returns this machine with these contents of `/proc/iomem`.
     #[must_use]
     pub fn with_iomem(mut self, iomem: Iomem) -> Self {
         self.iomem = Some(iomem);
         self
     }
 
-    /// Reads the machine whose root directory is given: `/` for the running one.
+    /// Reads the machine below a root directory: `/` for the running one.
     ///
-    /// CPUs that have left the host are in neither `/proc/cpuinfo` nor `/sys`: a pool's CPUs are not
-    /// found here once they are in it.
+    /// CPUs that have left the host are in neither `/proc/cpuinfo` nor `/sys`, so a pool's CPUs are
+    /// missing here.
     ///
     /// # Errors
     ///
@@ -87,32 +87,32 @@ impl Machine {
         })
     }
 
-    /// The CPU of this physical id.
+    /// Returns the CPU with this physical id.
     #[must_use]
     pub fn cpu(&self, id: u64) -> Option<&Cpu> {
         self.cpus.get(&id)
     }
 
-    /// All CPUs, by physical id.
+    /// Returns all CPUs, by physical id.
     pub fn cpus(&self) -> impl Iterator<Item = &Cpu> {
         self.cpus.values()
     }
 
-    /// Chunks of the pool in `/proc/iomem`, base and bytes; none when there are none, or it was not
-    /// readable. Without root's rights all addresses there are zero.
+    /// Returns the chunks of the pool in `/proc/iomem`, base and size in bytes; `None` if there are
+    /// none, or the file was unreadable. Without root's rights all addresses there are zero.
     #[must_use]
     pub fn pool_chunks(&self) -> Option<&[(u64, u64)]> {
         let chunks = self.iomem.as_ref()?.chunks.as_slice();
         (!chunks.is_empty()).then_some(chunks)
     }
 
-    /// The contents of `/proc/iomem`, if it was readable.
+    /// Returns the contents of `/proc/iomem`, if it was readable.
     #[must_use]
     pub fn iomem(&self) -> Option<&Iomem> {
         self.iomem.as_ref()
     }
 
-    /// The unit, in bytes, in which memory comes and goes while a kernel runs.
+    /// Returns the unit, in bytes, in which memory moves to and from a running kernel.
     #[must_use]
     pub fn memory_block(&self) -> u64 {
         self.memory_block.unwrap_or(DEFAULT_MEMORY_BLOCK)
@@ -120,7 +120,7 @@ impl Machine {
 }
 
 impl Iomem {
-    /// Reads `/proc/iomem`. Lines of another form are passed over.
+    /// Parses `/proc/iomem`. Lines in another format are skipped.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut iomem = Iomem::default();
@@ -150,7 +150,7 @@ impl Iomem {
         iomem
     }
 
-    /// The memory of an instance, oldest first: base and bytes.
+    /// Returns the memory of an instance, oldest first: base and size in bytes.
     #[must_use]
     pub fn instance(&self, id: u32, name: &str) -> Vec<(u64, u64)> {
         let prefix = format!("mk-instance-{id}-{name}-region-");
@@ -178,7 +178,7 @@ fn parse_cpuinfo(text: &str) -> Vec<Cpu> {
             };
             let logical = field("processor")?;
             Some(Cpu {
-                // Without an APIC id, as on other processors, the kernel's own number is as good.
+                // Other processors have no APIC id; the kernel's own number serves as well.
                 id: u64::from(field("apicid").unwrap_or(logical)),
                 logical: Some(logical),
                 node: 0,
@@ -189,7 +189,7 @@ fn parse_cpuinfo(text: &str) -> Vec<Cpu> {
         .collect()
 }
 
-/// The NUMA node of each logical CPU.
+/// Returns the NUMA node of each logical CPU.
 fn nodes(directory: &Path) -> BTreeMap<u32, u32> {
     let mut nodes = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir(directory) else {
@@ -208,7 +208,7 @@ fn nodes(directory: &Path) -> BTreeMap<u32, u32> {
     nodes
 }
 
-/// The most CPUs that a list of logical CPUs is read for.
+/// Maximum number of CPUs in a list of logical CPUs.
 const MAX_LISTED_CPUS: usize = 1 << 16;
 
 fn cpu_list(text: &str) -> Vec<u32> {

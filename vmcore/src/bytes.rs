@@ -1,4 +1,4 @@
-//! The bytes of a dump file, in whatever format it is stored.
+//! The bytes of a dump file, independent of its storage format.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,9 +11,9 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::error::DumpError;
 
-/// Bytes that can be read at any place, by several threads at once.
+/// Bytes with random access, for several threads at once.
 pub trait Bytes: Send + Sync {
-    /// How many there are.
+    /// Returns the number of bytes.
     fn len(&self) -> u64;
 
     /// Fills `buf` with the bytes at `offset`.
@@ -23,20 +23,20 @@ pub trait Bytes: Send + Sync {
     /// I/O errors; [`io::ErrorKind::UnexpectedEof`] if the bytes end earlier.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// The next place from `offset` on that may hold anything but zero: what lies before is a hole.
+    /// Returns the next offset from `offset` on that may contain other bytes than zero: everything before it is a hole.
     fn next_data(&self, offset: u64) -> u64 {
         offset
     }
 
-    /// True when `length` bytes from `offset` on were written: false beyond the end, and where a flattened file
-    /// has no record.
+    /// Returns true if `length` bytes from `offset` on were written: false beyond the end, and where a
+    /// flattened file has no record.
     fn holds(&self, offset: u64, length: u64) -> bool {
         offset
             .checked_add(length)
             .is_some_and(|end| end <= self.len())
     }
 
-    /// True when there are none.
+    /// Returns true if it has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -50,7 +50,7 @@ pub struct FileBytes {
 }
 
 impl FileBytes {
-    /// Takes the file; its length is looked up once.
+    /// Takes the file and determines its length once.
     ///
     /// # Errors
     ///
@@ -87,13 +87,13 @@ impl Bytes for FileBytes {
     }
 }
 
-/// Offset of the next data in a file from `offset` on: `u64::MAX` if there is only a hole, `offset` if the system
-/// does not know.
+/// Returns the offset of the next data in a file from `offset` on: `u64::MAX` if there is only a hole, `offset`
+/// if the system does not know.
 pub(crate) fn seek_data(file: &File, offset: u64) -> u64 {
     let Ok(wanted) = i64::try_from(offset) else {
         return offset;
     };
-    // Positions are shared by all who read, but nobody reads by position.
+    // All readers share the file position, but none of them reads at the file position.
     match lseek64(file.as_fd(), wanted, Whence::SeekData) {
         Ok(data) => u64::try_from(data).unwrap_or(offset),
         Err(Errno::ENXIO) => u64::MAX,
@@ -112,7 +112,7 @@ impl Bytes for Vec<u8> {
     }
 }
 
-/// Fills `buf` from `offset`; `what` names it in the error.
+/// Fills `buf` from `offset`; `what` names the data in an error.
 pub(crate) fn read(
     bytes: &dyn Bytes,
     offset: u64,
@@ -133,7 +133,7 @@ pub(crate) fn read(
         .map_err(|source| DumpError::Io { offset, source })
 }
 
-/// A structure of fixed layout at `offset`.
+/// Reads a structure with a fixed layout at `offset`.
 pub(crate) fn read_struct<T: FromBytes + FromZeros + IntoBytes>(
     bytes: &dyn Bytes,
     offset: u64,

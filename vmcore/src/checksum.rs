@@ -4,7 +4,7 @@ use crate::bytes::{self, Bytes};
 use crate::dump::OwnNote;
 use crate::error::DumpError;
 
-/// Bytes that are read at once.
+/// Number of bytes per read.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Computes the checksum of a file whose pieces arrive in order.
@@ -16,20 +16,20 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Bytes that follow.
+    /// Adds the next bytes.
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.crc.update(bytes);
         self.len += bytes.len() as u64;
     }
 
-    /// Bytes that follow, of which the checksum is known.
+    /// Adds the next bytes, whose checksum is known.
     pub(crate) fn add_piece(&mut self, crc: u32, len: u64) {
         self.crc
             .combine(&crc32fast::Hasher::new_with_initial_len(crc, len));
         self.len += len;
     }
 
-    /// This many zeros follow.
+    /// Adds this many zeros.
     pub(crate) fn add_zeros(&mut self, count: u64) {
         self.zeros.add_to(&mut self.crc, count);
         self.len += count;
@@ -41,18 +41,18 @@ impl Running {
         self.len = 0;
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes so far.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The checksum.
+    /// Returns the checksum.
     pub(crate) fn value(&self) -> u32 {
         self.crc.clone().finalize()
     }
 }
 
-/// Computes the checksum of numbered pieces that follow each other in the file, and arrive in any order.
+/// Computes the checksum of numbered pieces, which are consecutive in the file and arrive in any order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pieces {
     all: Running,
@@ -62,7 +62,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Piece `number`, counted from 0, has this checksum and length.
+    /// Adds piece `number`, counted from 0, with this checksum and length.
     pub(crate) fn add(&mut self, number: u64, crc: u32, len: u64) {
         self.early.insert(number, (crc, len));
         while let Some((crc, len)) = self.early.remove(&self.next) {
@@ -71,13 +71,13 @@ impl Pieces {
         }
     }
 
-    /// All pieces, once all have arrived.
+    /// Returns all pieces, once all have arrived.
     pub(crate) fn all(&self) -> &Running {
         &self.all
     }
 }
 
-/// Checksums of 1, 2, 4 … zeros: any number of them is put together in at most 64 steps.
+/// Checksums of 1, 2, 4 … zeros, which combine to any number of zeros in at most 64 steps.
 #[derive(Clone, Debug, Default)]
 struct Zeros {
     powers: Vec<crc32fast::Hasher>,
@@ -111,7 +111,7 @@ impl Zeros {
     }
 }
 
-/// The checksum of a file, with the contents of kmorph's note, which lie at `note`, taken as zeros.
+/// Returns the checksum of a file, with the contents of kmorph's note at `note` taken as zeros.
 pub(crate) fn of_file(file: &dyn Bytes, note: u64) -> Result<u32, DumpError> {
     let mut running = Running::default();
     let mut buf = vec![0; BUFFER_BYTES];
@@ -129,7 +129,7 @@ pub(crate) fn of_file(file: &dyn Bytes, note: u64) -> Result<u32, DumpError> {
         bytes::read(file, at, part, "the file")?;
         let end = at + part.len() as u64;
         if note < end && note_end > at {
-            // Both lie within the part.
+            // `from` and `upto` are within the part.
             let from = usize::try_from(note.saturating_sub(at)).unwrap_or(0);
             let upto = usize::try_from(note_end.min(end) - at).unwrap_or(0);
             part[from..upto].fill(0);

@@ -2,12 +2,12 @@
 
 use std::io;
 
-/// Why a dump cannot be read, or not at one place.
+/// Why a dump cannot be read, as a whole or at one offset.
 ///
 /// Offsets are bytes in the dump's file; for a flattened file, in the file that it describes.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// The system refused.
+    /// A system call failed.
     #[error("reading at byte {offset}: {source}")]
     Io {
         /// Offset, bytes.
@@ -15,42 +15,42 @@ pub enum DumpError {
         /// The system's error.
         source: io::Error,
     },
-    /// The file breaks the rules of its own format.
+    /// The file violates its own format.
     #[error("damaged at byte {offset}: {what}")]
     Damaged {
         /// Offset of the invalid value, bytes.
         offset: u64,
-        /// Which rule is broken.
+        /// The violated rule.
         what: &'static str,
     },
-    /// The file ends before what it refers to.
+    /// The file is shorter than it claims.
     #[error("truncated: {what} is at byte {offset}, but the file has {file_bytes}")]
     CutOff {
-        /// First byte of what is missing.
+        /// Offset of the first missing byte.
         offset: u64,
         /// The missing data.
         what: &'static str,
         /// Length of the file.
         file_bytes: u64,
     },
-    /// No dump of a format that is read here.
+    /// Not a dump in a known format.
     #[error("not a vmcore: {0}")]
     NotADump(&'static str),
-    /// A dump, but of a kind that is not read here.
+    /// A dump of an unsupported type.
     #[error("unsupported vmcore: {0}")]
     Unsupported(&'static str),
 }
 
-/// Why memory at an address cannot be had from a dump.
+/// Why memory at an address cannot be read from a dump.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The machine had no memory there, or the dump does not know of it.
+    /// The machine had no memory there, or the dump does not describe it.
     #[error("physical address {phys:#x} is not in the dump")]
     Absent {
         /// The physical address.
         phys: u64,
     },
-    /// The machine had memory there, and the dump was made without it.
+    /// The machine had memory there, but the dump omits it.
     #[error("the page at physical address {phys:#x} was left out of the dump")]
     LeftOut {
         /// The physical address.
@@ -61,10 +61,10 @@ pub enum MemoryError {
     NotMapped {
         /// The virtual address.
         virt: u64,
-        /// The table in which the way ends: 5 to 1.
+        /// Level of the table where the walk ends: 5 to 1.
         level: u8,
     },
-    /// The file itself cannot be read there.
+    /// The file itself cannot be read at that place.
     #[error(transparent)]
     Dump(#[from] DumpError),
 }

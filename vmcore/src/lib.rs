@@ -1,7 +1,7 @@
 //! Vmcores: files with the memory of a kernel that died.
 //!
-//! This crate reads, writes and analyses them. It may read and write files, start threads, and run drgn; it may not
-//! talk to a daemon, an instance or QEMU, and knows nothing about KMP. It supports x86_64 only.
+//! This crate reads, writes and analyses them. It may read and write files, start threads, and run drgn. It does not
+//! communicate with a daemon, an instance or QEMU, and is independent of KMP. It supports x86_64 only.
 //!
 //! ```text
 //! bytes ─▶ dump ─────────────▶ memory ─▶ kernel (page tables) ─▶ log, symbols, pages ─▶ analysis

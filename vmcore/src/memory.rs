@@ -7,34 +7,34 @@ use std::os::unix::fs::FileExt;
 use crate::bytes::seek_data;
 use crate::error::{DumpError, MemoryError};
 
-/// Bytes of a page on x86_64.
+/// Size of a page on x86_64, bytes.
 pub const PAGE_BYTES: usize = 4096;
-/// The same, for addresses.
+/// Size of a page, as an address.
 pub(crate) const PAGE: u64 = PAGE_BYTES as u64;
-/// The same, for fields of 32 bits.
+/// Size of a page, for 32-bit fields.
 pub(crate) const PAGE_U32: u32 = 4096;
 
-/// A stretch of physical addresses: `start` inclusive, `end` exclusive, in bytes.
+/// A range of physical addresses: `start` inclusive, `end` exclusive, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PhysRange {
     /// First address.
     pub start: u64,
-    /// First address behind it; never below `start`.
+    /// First address after the range; never below `start`.
     pub end: u64,
 }
 
 impl PhysRange {
-    /// Bytes in it.
+    /// Returns the size in bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
 
-    /// True when nothing is in it.
+    /// Returns true if the range is empty.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// True when the address is in it.
+    /// Returns true if the range contains the address.
     pub fn contains(&self, phys: u64) -> bool {
         (self.start..self.end).contains(&phys)
     }
@@ -42,34 +42,34 @@ impl PhysRange {
 
 /// The memory of one machine, by physical address.
 ///
-/// Several threads read at once.
+/// Several threads may read at once.
 pub trait PhysicalMemory: Send + Sync {
-    /// The machine's memory: sorted, disjoint ranges of whole pages.
+    /// Returns the machine's memory: sorted, disjoint ranges of whole pages.
     fn ranges(&self) -> &[PhysRange];
 
     /// Fills `buf` with the contents of `phys`, completely or not at all.
     ///
     /// # Errors
     ///
-    /// The first page that cannot be had, and why.
+    /// The first page that cannot be read, and why.
     fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// The next address from `phys` on, at most `end`, that may hold anything but zero: what lies
-    /// before is known to be zero without looking. Whole pages.
+    /// Returns the next address from `phys` on, at most `end`, that may be nonzero: everything
+    /// before it is known to be zero without a read. Whole pages.
     fn next_data(&self, phys: u64, end: u64) -> u64 {
         let _ = end;
         phys
     }
 
-    /// The next address from `phys` on, at most `end`, of a page that can be had: what lies before was
-    /// left out or is unknown. Whole pages.
+    /// Returns the next address from `phys` on, at most `end`, of an available page: everything
+    /// before it was omitted or is unknown. Whole pages.
     fn next_present(&self, phys: u64, end: u64) -> u64 {
         let _ = end;
         phys
     }
 }
 
-/// Sorted, disjoint ranges in whole pages from any list: rounded outwards, touching ones joined.
+/// Converts any list to sorted, disjoint ranges of whole pages: rounds outwards, and joins adjacent ranges.
 pub(crate) fn normalised(mut ranges: Vec<PhysRange>) -> Vec<PhysRange> {
     ranges.retain(|range| !range.is_empty());
     for range in &mut ranges {
@@ -90,7 +90,7 @@ pub(crate) fn normalised(mut ranges: Vec<PhysRange>) -> Vec<PhysRange> {
     joined
 }
 
-/// A part of a memory file: where it lies in the machine.
+/// A part of a memory file: its place in the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryPart {
     /// Physical addresses; whole pages.
@@ -101,7 +101,7 @@ pub struct MemoryPart {
 
 /// A guest's memory as a file that the host shares with it, such as QEMU's memory backends.
 ///
-/// The file is read with pread(2), never mapped: then truncation causes an error, not a signal.
+/// The file is read with pread(2), never mapped, so that truncation causes an error, not a signal.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: File,
@@ -110,11 +110,11 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// A guest's memory `file`, of which `parts` say what lies where.
+    /// Opens a guest's memory in `file`; `parts` gives the location of each part.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] when a part is not in whole pages, lies outside the file, or
+    /// [`io::ErrorKind::InvalidInput`] when a part is not in whole pages, is outside the file, or
     /// overlaps another.
     pub fn new(file: File, mut parts: Vec<MemoryPart>) -> io::Result<Self> {
         let len = file.metadata()?.len();
@@ -143,7 +143,7 @@ impl MemoryFile {
         })
     }
 
-    /// The memory of QEMU's PC machines: the first `low_bytes` from address 0 on, the rest above 4 GiB.
+    /// Returns the memory of QEMU's PC machines: the first `low_bytes` from address 0 on, the rest above 4 GiB.
     ///
     /// # Errors
     ///

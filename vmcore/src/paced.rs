@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use crate::error::MemoryError;
 use crate::memory::{PhysRange, PhysicalMemory};
 
-/// Lowest rate, MiB/s: below it a stop would be waited for too long, because a thread sees it only between
-/// two reads of at most 1 MiB.
+/// Minimum rate, MiB/s: at a lower rate a stop would take too long, because a thread notices it only
+/// between two reads of at most 1 MiB.
 pub const RATE_MIN_MIB_S: u64 = 8;
-/// Highest rate, MiB/s: more than memory gives.
+/// Maximum rate, MiB/s: above the bandwidth of memory.
 pub const RATE_MAX_MIB_S: u64 = 65_536;
 
 /// A rate between [`RATE_MIN_MIB_S`] and [`RATE_MAX_MIB_S`].
@@ -19,20 +19,20 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many MiB/s; `None` out of bounds.
+    /// Converts a number of MiB/s; `None` if it is out of bounds.
     pub fn mib_per_second(mib_s: u64) -> Option<Self> {
         let within = (RATE_MIN_MIB_S..=RATE_MAX_MIB_S).contains(&mib_s);
         within.then_some(Self { mib_s })
     }
 
-    /// How long so many bytes take.
+    /// Returns the time for this number of bytes.
     fn time_for(self, bytes: usize) -> Duration {
         let nanos = bytes as u128 * 1_000_000_000 / (u128::from(self.mib_s) << 20);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
 
-/// Keeps all who read a memory together to a rate.
+/// Limits the total rate of all readers of a memory.
 #[derive(Debug)]
 pub struct Pace {
     rate: Rate,
@@ -41,7 +41,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// This rate, from now on.
+    /// Starts at this rate.
     pub fn new(rate: Rate) -> Self {
         Self {
             rate,
@@ -49,7 +49,7 @@ impl Pace {
         }
     }
 
-    /// Waits until so many bytes may be read.
+    /// Waits until this number of bytes may be read.
     pub fn wait(&self, bytes: usize) {
         let now = Instant::now();
         let paid = self.reserve(now, bytes);
@@ -65,14 +65,14 @@ impl Pace {
     }
 }
 
-/// A memory, read by all threads together at a pace. What is known to be zero costs nothing.
+/// A memory whose readers share a rate limit. Memory that is known to be zero does not count.
 pub struct Paced<'a> {
     memory: &'a dyn PhysicalMemory,
     pace: &'a Pace,
 }
 
 impl<'a> Paced<'a> {
-    /// The memory, at this pace.
+    /// Applies this rate limit to the memory.
     pub fn new(memory: &'a dyn PhysicalMemory, pace: &'a Pace) -> Self {
         Self { memory, pace }
     }

@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 const FIRST: RawFd = 3;
-/// Most sockets that are taken.
+/// Maximum number of sockets.
 const MAX_LISTEN_FDS: usize = 64;
 
 /// Why the sockets could not be taken.
@@ -22,10 +22,10 @@ pub enum ActivationError {
     NotOpen(RawFd),
 }
 
-/// Takes the sockets, with their names; empty when there are none.
+/// Takes the sockets, with their names; empty if there are none.
 ///
 /// # Safety
-/// Called at most once, before anything else has taken descriptors from 3 on by their number.
+/// Call this at most once, before any other code takes descriptors from 3 on by their number.
 ///
 /// # Errors
 /// See [`ActivationError`].
@@ -47,12 +47,12 @@ pub unsafe fn take_listeners() -> Result<Vec<(String, OwnedFd)>, ActivationError
     let mut names = names.split(':').filter(|name| !name.is_empty());
     let mut taken = Vec::with_capacity(count);
     for number in (FIRST..).take(count) {
-        // SAFETY: the number is only borrowed to ask whether it is open; `fcntl` answers EBADF
-        // when it is not.
+        // SAFETY: the number is only borrowed to check whether it is open; `fcntl` returns EBADF if
+        // it is not.
         let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
         fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
             .map_err(|_| ActivationError::NotOpen(number))?;
-        // SAFETY: it is open, as just seen, and the caller promises that nobody else has it.
+        // SAFETY: it is open, as just checked, and the caller guarantees that no other code owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         let name = names
             .next()

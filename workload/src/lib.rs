@@ -1,8 +1,8 @@
 //! The library that a movable workload links against, and the protocol between it and its agent.
 //!
-//! This crate may open sockets, map shared memory and describe its process to its agent. It may not speak KMP, know a
-//! backend, start a thread, or decide to morph: it does what its agent asks and refuses requests that its phase does
-//! not allow.
+//! This crate may open sockets, map shared memory and describe its process to its agent. It must not speak KMP,
+//! depend on a backend, start a thread, or decide to morph: it carries out its agent's requests, and refuses requests
+//! that its phase does not permit.
 //!
 //! - [`handover`]: the messages between an agent, its workload and the other side's workload;
 //! - [`provider`]: the trait a workload implements;
@@ -22,5 +22,5 @@ pub mod provider;
 pub mod session;
 pub mod store;
 
-/// The environment variable in which a program is told how many bytes of memory it may use; 0 when that is not limited.
+/// Environment variable with the number of bytes of memory that a program may use; 0 if unlimited.
 pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";

@@ -29,37 +29,37 @@ pub struct Description {
     pub version: String,
     /// The kinds of state that it can move, see [`crate::handover::message::state_kind`].
     pub state_kinds: u32,
-    /// How, see [`crate::handover::message::mode_bit`].
+    /// Its transfer modes, see [`crate::handover::message::mode_bit`].
     pub modes: u32,
 }
 
 /// Current figures, see [`crate::handover::message::Status`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Memory that would move, in bytes.
+    /// Size of the memory to move, in bytes.
     pub state_bytes: u64,
-    /// Bytes of it in use.
+    /// Number of its bytes in use.
     pub used_bytes: u64,
-    /// Written bytes per second, a recent average.
+    /// Rate of writes, in bytes per second, a recent average.
     pub dirty_bytes_per_s: u64,
-    /// Established client connections.
+    /// Number of established client connections.
     pub connections: u32,
-    /// Items held.
+    /// Number of items.
     pub items: u64,
-    /// Requests answered by this process.
+    /// Number of requests answered by this process.
     pub requests: u64,
 }
 
 /// Size of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExportSize {
-    /// Memory in bytes; the target makes room for as much.
+    /// Size of the memory in bytes; the target reserves the same size.
     pub total_len: u64,
-    /// Bytes that the first round carries; 0 in [`Mode::ByReference`].
+    /// Number of bytes in the first round; 0 in [`Mode::ByReference`].
     pub dirty_bytes: u64,
 }
 
-/// Something that moves before the freeze.
+/// An item that moves before the freeze.
 #[derive(Debug)]
 pub enum OutgoingItem<'a> {
     /// A memory region: a memfd, sealed against shrinking.
@@ -87,7 +87,7 @@ pub enum OutgoingItem<'a> {
     },
 }
 
-/// An established connection, with what is buffered for it.
+/// An established connection, with its buffered data.
 #[derive(Debug)]
 pub struct OutgoingConnection<'a> {
     /// The socket.
@@ -95,31 +95,31 @@ pub struct OutgoingConnection<'a> {
     /// The workload's own state for it, at most
     /// [`crate::handover::table::MAX_CONNECTION_STATE_BYTES`].
     pub state: Vec<u8>,
-    /// Read from the socket, not yet executed.
+    /// Data read from the socket and not yet executed.
     pub input: &'a [u8],
     /// Answers not yet written to the socket.
     pub output: &'a [u8],
 }
 
-/// Written bytes, to be copied.
+/// Written bytes to copy.
 #[derive(Debug)]
 pub struct DirtyChunk<'a> {
     /// Memory section.
     pub section: u32,
-    /// Place in the section.
+    /// Offset in the section.
     pub offset: u64,
     /// The bytes.
     pub bytes: &'a [u8],
 }
 
-/// [`OutgoingItem`] as it arrives.
+/// [`OutgoingItem`] on the target.
 #[derive(Debug)]
 pub enum IncomingItem {
     /// A memory region.
     Memory {
         /// Name, unique in the workload.
         name: String,
-        /// Size in bytes, as the source says it.
+        /// Size in bytes, as stated by the source.
         len: u64,
         /// The memfd.
         fd: OwnedFd,
@@ -140,7 +140,7 @@ pub enum IncomingItem {
     },
 }
 
-/// [`OutgoingConnection`] as it arrives.
+/// [`OutgoingConnection`] on the target.
 #[derive(Debug)]
 pub struct IncomingConnection {
     /// The socket.
@@ -149,18 +149,18 @@ pub struct IncomingConnection {
     pub buffers: ConnectionBuffers,
 }
 
-/// Why a provider could not do what was asked.
+/// Why a provider's method failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct ProviderError {
     /// The kind of failure.
     pub code: FailureCode,
-    /// What was attempted and what happened.
+    /// The attempted action and the error.
     pub text: String,
 }
 
 impl ProviderError {
-    /// An error of the given kind.
+    /// Creates an error of the given kind.
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
         Self {
             code,
@@ -183,98 +183,99 @@ impl From<ArenaError> for ProviderError {
 /// Result of a provider's method.
 pub type Result<T> = std::result::Result<T, ProviderError>;
 
-/// A workload that can be moved. See the module's picture for the order of calls.
+/// A movable workload. The module's diagram shows the order of calls.
 pub trait Provider {
-    /// The description that the workload registers with.
+    /// Returns the description that the workload registers with.
     fn describe(&self) -> Description;
 
-    /// Current figures. Called in every phase; cheap.
+    /// Returns the current figures. Called in every phase; cheap.
     fn figures(&self) -> Figures;
 
-    /// Source: make ready. In [`Mode::Rounds`] all memory in use counts as written from here on.
-    /// A second call starts over. Goes on serving.
+    /// Source: prepares the export. In [`Mode::Rounds`] all memory in use counts as written from
+    /// here on. A second call starts again. Continues to serve.
     ///
     /// # Errors
-    /// Any; nothing has changed then.
+    /// Any; then nothing has changed.
     fn prepare_export(&mut self, mode: Mode) -> Result<ExportSize>;
 
-    /// Source, [`Mode::ByReference`]: what moves before the freeze.
+    /// Source, [`Mode::ByReference`]: returns the items that move before the freeze.
     fn items(&self) -> Vec<OutgoingItem<'_>>;
 
-    /// Source, [`Mode::Rounds`]: the next written bytes, at most `max_bytes`; `None` when none
-    /// are left.
+    /// Source, [`Mode::Rounds`]: returns the next written bytes, at most `max_bytes`; `None` if
+    /// none are left.
     ///
     /// # Errors
-    /// Any; the export is given up then.
+    /// Any; then the export is abandoned.
     fn read_dirty(&mut self, max_bytes: usize) -> Result<Option<DirtyChunk<'_>>>;
 
-    /// Source, [`Mode::Rounds`]: bytes that [`Provider::read_dirty`] has still to give.
+    /// Source, [`Mode::Rounds`]: returns the number of bytes that [`Provider::read_dirty`] has not returned yet.
     fn dirty_bytes(&self) -> u64;
 
-    /// Source: stop answering and writing, at once. No copying and no digest over all content
-    /// here: clients wait.
+    /// Source: stops answering and writing, at once. Must not copy state or compute a digest of all
+    /// contents, because clients wait.
     ///
     /// # Errors
-    /// Any; it goes on serving then.
+    /// Any; then the provider continues to serve.
     fn freeze(&mut self) -> Result<StateDigest>;
 
-    /// Source, [`Mode::ByReference`], frozen: the established connections.
+    /// Source, [`Mode::ByReference`], frozen: returns the established connections.
     fn connections(&self) -> Vec<OutgoingConnection<'_>>;
 
-    /// Source: go on serving, whether frozen or not; forget the export.
+    /// Source: continues to serve, whether frozen or not, and drops the export.
     ///
     /// # Errors
-    /// [`FailureCode::Fenced`] when the target serves; the process exits then.
+    /// [`FailureCode::Fenced`] if the target serves; then the process exits.
     fn resume(&mut self) -> Result<()>;
 
-    /// Target: make room. `total_len` is 0 in [`Mode::ByReference`].
+    /// Target: prepares the import. `total_len` is 0 in [`Mode::ByReference`].
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn prepare_import(&mut self, mode: Mode, total_len: u64) -> Result<()>;
 
-    /// Target, [`Mode::ByReference`]: one item.
+    /// Target, [`Mode::ByReference`]: imports one item.
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn import(&mut self, item: IncomingItem) -> Result<()>;
 
-    /// Target, [`Mode::ByReference`]: all items are here. Map and prefault now, while the source still serves. Returns the bytes made present.
+    /// Target, [`Mode::ByReference`]: all items have arrived. Maps and prefaults now, while the source still serves.
+    /// Returns the number of populated bytes.
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn early_complete(&mut self) -> Result<u64>;
 
-    /// Target, [`Mode::Rounds`]: bytes of a [`DirtyChunk`].
+    /// Target, [`Mode::Rounds`]: applies the bytes of a [`DirtyChunk`].
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn apply(&mut self, section: u32, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Target, [`Mode::ByReference`]: the connections, after the freeze. Not to be read from
-    /// before [`Provider::serve`].
+    /// Target, [`Mode::ByReference`]: imports the connections, after the freeze. They must not be
+    /// read before [`Provider::serve`].
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn import_connections(&mut self, connections: Vec<IncomingConnection>) -> Result<()>;
 
-    /// Target: the source has resumed. Close the connections: they are served elsewhere.
+    /// Target: the source has resumed. Closes the connections, which the source serves.
     fn forget_connections(&mut self);
 
-    /// Target: check what is here. `frozen`: whether the source holds still, so that the
-    /// content can be checked too, for at most `budget`.
+    /// Target: checks the received state. `frozen`: the source is frozen, so that the contents can
+    /// be checked too, for at most `budget`.
     fn validate(&mut self, frozen: bool, budget: Duration) -> Vec<Check>;
 
-    /// Target: get ready to answer a first request, but answer no client. `expected` is the state that the source
-    /// froze, if known here.
+    /// Target: gets ready to answer a first request, but answers no client. `expected` is the source's frozen
+    /// state, if known here.
     ///
     /// # Errors
-    /// Any; the morph is given up then.
+    /// Any; then the morph is abandoned.
     fn activate(&mut self, expected: Option<StateDigest>, budget: Duration) -> Result<StateDigest>;
 
-    /// Target: take the state and serve.
+    /// Target: takes over the state and serves.
     ///
     /// # Errors
-    /// [`FailureCode::Fenced`] when the source has resumed; the process exits then.
+    /// [`FailureCode::Fenced`] if the source has resumed; then the process exits.
     fn serve(&mut self) -> Result<()>;
 }

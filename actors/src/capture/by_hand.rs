@@ -1,7 +1,7 @@
 //! Captures on request: of an instance that runs, that hangs, or that failed and was not healed.
 //!
 //! ```text
-//! asked ─▶ frozen ─▶ registers ─▶ the kernel's log is told ─▶ memory read ─▶ resumed ─▶ synced, verified, renamed
+//! asked ─▶ frozen ─▶ registers ─▶ kernel's log is reported ─▶ memory read ─▶ resumed ─▶ synced, verified, renamed
 //!             │                                                  │
 //!             └──────────── failed, or cancelled ◀───────────────┘ the file is gone, or marked as incomplete
 //!                                    └▶ resumed

@@ -45,7 +45,7 @@ struct Found {
 }
 
 impl Place {
-    /// The files of a capture at `time`, RFC 3339.
+    /// Returns the files of a capture at `time`, RFC 3339.
     pub(super) fn files(&self, time: &str) -> Files {
         let time: String = time.chars().filter(char::is_ascii_alphanumeric).collect();
         self.named(&format!("{}-{time}", self.generation))
@@ -58,7 +58,7 @@ impl Place {
         }
     }
 
-    /// The complete vmcore of this generation with its log, if any, and its length.
+    /// Returns the complete vmcore of this generation with its log, if any, and its length.
     pub(super) fn complete(&self) -> Option<(Files, u64)> {
         let found = self.found().into_iter();
         let own = found.filter(|found| found.generation == self.generation);
@@ -109,7 +109,7 @@ impl Place {
         }
     }
 
-    /// The captures in the directory, oldest first.
+    /// Returns the captures in the directory, oldest first.
     fn found(&self) -> Vec<Found> {
         let mut all: std::collections::BTreeMap<(u64, String), Option<(u64, SystemTime)>> =
             std::collections::BTreeMap::new();

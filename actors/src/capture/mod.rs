@@ -103,7 +103,7 @@ impl Captures {
         begin_into(self, row, survivors, Target::Kept(place), turn).await
     }
 
-    /// The turn, if it is free now.
+    /// Returns the turn, if it is free now.
     pub(crate) fn now(&self) -> Option<Turn> {
         let turn = self.turn.clone().try_acquire_owned();
         turn.ok().map(Turn)
@@ -237,7 +237,7 @@ impl Dumping {
         }
     }
 
-    /// Bytes of memory written or left out, and the total.
+    /// Returns the number of bytes of memory written or left out, and the total.
     pub fn progress(&self) -> (u64, u64) {
         let pages = self.stop.0.pages_done.load(Ordering::Relaxed);
         (
@@ -284,7 +284,7 @@ enum Target {
 }
 
 impl Target {
-    /// Whether this generation already has a vmcore. Checks the disk on another thread.
+    /// Returns whether this generation already has a vmcore. Checks the disk on another thread.
     async fn is_complete(&self) -> bool {
         let Self::Kept(place) = self else {
             return false;
@@ -305,7 +305,7 @@ async fn begin_into(
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
     let placement = row.placement().ok_or_else(gone)?;
     let memory = match target.is_complete().await {
-        // It was captured before its memory was released.
+        // The generation was captured already, before its memory was released.
         true => Vec::new(),
         false => {
             let map = captures
@@ -446,7 +446,7 @@ fn dump(
     })
 }
 
-/// The file that contains all ranges: a backend has one memory file for a guest.
+/// Returns the file that contains all ranges: a backend has one memory file for a guest.
 fn file_of(ranges: &[MemoryRange]) -> Result<&Path, CaptureError> {
     let Some(first) = ranges.first() else {
         return Err(CaptureError::Memory("there is none".to_owned()));
@@ -477,14 +477,14 @@ fn open(ranges: &[MemoryRange]) -> Result<MemoryFile, CaptureError> {
         .map_err(|source| CaptureError::Open { path, source })
 }
 
-/// The CPU registers saved before the fence; empty if the file is missing or unreadable.
+/// Returns the CPU registers saved before the fence; empty if the file is missing or unreadable.
 fn registers(path: &Path) -> Vec<PrStatus> {
     let dump = Dump::open(path).ok().and_then(Result::ok);
     let cpus = dump.into_iter().flat_map(|dump| dump.notes().cpus.clone());
     cpus.map(|cpu| cpu.status).collect()
 }
 
-/// How the kernel ended, as its log says: the panic, and the fault that led to it.
+/// Returns how the kernel ended, as its log says: the panic, and the fault that led to it.
 fn end_in(log: &Log) -> Option<String> {
     let told = events(log);
     let Ending { panic, cause } = ending(&told);
@@ -496,7 +496,7 @@ fn end_in(log: &Log) -> Option<String> {
     }
 }
 
-/// The log as text, and its summary.
+/// Returns the log as text, and its summary.
 fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let log = kernel.log().map_err(|error| error.to_string())?;
     let text = log.text();
@@ -510,7 +510,7 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     Ok((text, log))
 }
 
-/// The log of a kernel whose memory is already captured.
+/// Returns the log of a kernel whose memory is already captured.
 fn log_of(files: &Files) -> Result<KernelLog, String> {
     let dump = Dump::open(&files.vmcore).map_err(|error| error.to_string())?;
     let dump = dump.map_err(|error| error.to_string())?;
@@ -536,7 +536,7 @@ mod tests {
 
     use super::*;
 
-    /// The reported end of a log with these lines; lines that begin with `>` come from a program.
+    /// Returns the reported end of a log with these lines; lines that begin with `>` come from a program.
     fn told(lines: &str) -> Option<String> {
         let records = (0..).zip(lines.lines()).map(|(time_ns, line)| Record {
             time_ns,

@@ -47,8 +47,8 @@ pub(crate) fn begin(captures: &Captures, row: &AnyGeneration) {
     });
 }
 
-/// The gaps of a vmcore of this memory. A separate thread reads it, because the thread keeps the low priority that is
-/// set here.
+/// Returns the gaps of a vmcore of this memory. A separate thread reads it, because the thread keeps the low priority
+/// that is set here.
 async fn read(map: Vec<MemoryRange>) -> Result<Vec<String>, CaptureError> {
     let (told, found) = oneshot::channel();
     let work = move || {

@@ -1,18 +1,18 @@
-//! Who may change things.
+//! Access control for changes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kmorph_control_api::{ApiError, ErrorCode};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-/// Who is calling, as the kernel says.
+/// The caller's ids, from the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-/// The rule. Clones share the group, so that a reload changes it for all.
+/// The access rule. Clones share the group, so that a reload changes it for all.
 #[derive(Clone, Debug)]
 pub struct Access {
     own_uid: u32,
@@ -20,7 +20,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// Root, the user this daemon runs as, and the members of `group`.
+    /// Permits root, the user that this daemon runs as, and the members of `group`.
     pub fn new(group: Option<String>) -> Self {
         Self {
             own_uid: Uid::effective().as_raw(),
@@ -28,7 +28,7 @@ impl Access {
         }
     }
 
-    /// From now on it is the members of `group`.
+    /// Replaces the control group.
     pub fn set_group(&self, group: Option<String>) {
         *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
     }
@@ -38,12 +38,12 @@ impl Access {
         group.clone()
     }
 
-    /// Whether `caller` is root or the user this daemon runs as.
+    /// Returns whether `caller` is root or the user this daemon runs as.
     pub(super) fn is_owner(&self, caller: &Caller) -> bool {
         caller.uid == 0 || caller.uid == self.own_uid
     }
 
-    /// Whether `caller` may change things.
+    /// Checks whether `caller` may change things. Returns its uid.
     pub(super) fn check(&self, caller: Option<&Caller>) -> Result<u32, ApiError> {
         let Some(caller) = caller else {
             let text = "the kernel does not say who is calling";
@@ -59,7 +59,8 @@ impl Access {
             .hint(format!("call as root, or as a member of the group {group}")))
     }
 
-    /// Asked anew each time: group membership may change while the daemon runs.
+    /// Returns whether `caller` is in the group. Reads the group each time, because membership may change while
+    /// the daemon runs.
     pub(super) fn is_member(&self, caller: &Caller) -> bool {
         let Some(name) = self.group() else {
             return false;

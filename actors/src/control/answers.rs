@@ -1,4 +1,4 @@
-//! How results and refusals become HTTP.
+//! Converts results and refusals to HTTP responses.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::ANSWER_TIMEOUT;
 
-/// A refusal as a response.
+/// Returns a refusal as a response.
 pub(super) fn response(error: &ApiError) -> HttpResponse {
     let status =
         StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -62,7 +62,7 @@ impl Responder for Begun {
     }
 }
 
-/// As [`Answer`], of several.
+/// As [`Answer`], for a list.
 pub(super) struct Listing<T>(pub(super) Result<Vec<T>, ApiError>);
 
 impl<T: Serialize> Responder for Listing<T> {
@@ -73,7 +73,7 @@ impl<T: Serialize> Responder for Listing<T> {
     }
 }
 
-/// An actor that did not answer.
+/// Returns the error for an actor that did not answer.
 pub(super) fn actor_gone(_: MailboxError) -> ApiError {
     ApiError::new(ErrorCode::Busy, "the actor asked is being replaced")
         .hint("try again in a moment")
@@ -94,7 +94,7 @@ pub(super) fn bad_body(error: Error) -> Error {
     refuse(ApiError::new(code, text))
 }
 
-/// A method that a path does not have; `allowed` are those it has.
+/// Returns the refusal of a method that a path does not support; `allowed` lists the supported methods.
 pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
     let path: String = request.path().chars().take(200).collect();
     let text = format!("{path} is not asked with {}", request.method());
@@ -106,7 +106,7 @@ pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpRespon
     response
 }
 
-/// Refuses a request that does not say how long it is.
+/// Refuses a request that does not state its length.
 pub(super) fn without_length(mut request: ServiceRequest) -> ServiceResponse {
     let unread = Box::new(request.take_payload());
     let text = "the request does not say how long it is (Transfer-Encoding: chunked)";
@@ -119,8 +119,8 @@ pub(super) fn without_length(mut request: ServiceRequest) -> ServiceResponse {
     request.into_response(answer.map_into_boxed_body())
 }
 
-/// An answer after which the server hangs up. It would read what is left of a chunked request to its
-/// end, however far that is, if nobody held the request's body any more.
+/// A response after which the server closes the connection. It holds the request's body: without
+/// that, the server would read the rest of a chunked request to its end, however long.
 struct HangUp {
     text: Option<Bytes>,
     _unread: Box<Payload>,

@@ -14,7 +14,7 @@ use serde_json::{Number, Value};
 
 use super::answers::{bad_body, refuse};
 
-/// A body of JSON, whatever media type it says it has.
+/// A JSON body, with any media type.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Serialize + 'static> FromRequest for Body<T> {
@@ -39,7 +39,8 @@ fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// Whether objects stand where `shape` has them. serde takes an array for a structure, field by field.
+/// Returns whether `asked` has objects wherever `shape` has objects: serde accepts an array for a structure, field by
+/// field.
 fn has_shape(asked: &Value, shape: &Value) -> bool {
     match (asked, shape) {
         (Value::Array(_), Value::Object(_)) => false,
@@ -59,16 +60,16 @@ fn parse_any<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     as_it_is.or_else(|error| {
         let whole = serde_json::from_slice(bytes).map(with_integers);
         whole.and_then(serde_json::from_value).map_err(|_| {
-            // The first error has the place.
+            // The first error contains the position.
             let text = format!("the request does not parse: {error}");
             refuse(ApiError::new(ErrorCode::InvalidRequest, text))
         })
     })
 }
 
-/// The same with `2.0` as `2`: JSON has one kind of number, and so have many languages.
+/// Converts `2.0` to `2`: JSON and many languages have only one kind of number.
 fn with_integers(value: Value) -> Value {
-    /// Beyond it not every integer is a double, bits.
+    /// 2^53: above this value, a double cannot represent every integer.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match value {
         Value::Number(number) => {

@@ -1,4 +1,4 @@
-//! Requests that change something: each checks who is calling first.
+//! Requests that change something: each checks the caller's permission first.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -98,7 +98,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 }
 
 impl Api {
-    /// The operation as it is now; what began meanwhile may already have failed.
+    /// Returns the current state of the operation, which may already have failed.
     fn begun(&self, id: &str) -> Result<Operation, ApiError> {
         Ok(self.operations.get(id)?.into())
     }
@@ -155,7 +155,7 @@ async fn spawn_instance(
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct TerminateQuery {
-    /// Without asking it to end first.
+    /// Skip the clean shutdown.
     #[serde(default)]
     force: bool,
 }
@@ -339,7 +339,7 @@ async fn change_policy(
     answer(work.await)
 }
 
-/// All of the policies, or none.
+/// Imports all of the policies, or none.
 async fn import_policies(
     request: HttpRequest,
     api: web::Data<Api>,

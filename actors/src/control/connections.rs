@@ -1,7 +1,7 @@
-//! Connections to the API: who gets one, for how long, and what becomes of them at the end.
+//! Connections to the API: admission, deadlines, shutdown.
 //!
-//! A connection carries one request. It ends with the answer, or at its deadline, whatever the client sends or does
-//! not read; only an event stream goes on, and of those each user has few.
+//! A connection carries one request. It ends with the response or at its deadline, whatever the client sends or
+//! does not read. Only an event stream lasts longer, and each user may have only a few of them.
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use super::access::{Access, Caller};
 use super::seats::{Limits, Rank, Seat, Seats};
 use super::{ANSWER_TIMEOUT, Api, CONNECTIONS_MAX, REQUEST_TIMEOUT};
 
-/// Connections by whom.
+/// Limits on connections, by rank of the caller.
 const LIMITS: Limits = Limits {
     total: CONNECTIONS_MAX,
     reserved: 32,
@@ -32,20 +32,20 @@ const LIMITS: Limits = Limits {
     of_lookers: 128,
     of_a_looker: 32,
 };
-/// Longest time for a client to read its answer.
+/// Maximum time for a client to read its response.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest life of a connection that is no event stream.
+/// Maximum life of a connection other than an event stream.
 pub(super) const LIFE_MAX: Duration = Duration::from_secs(
     REQUEST_TIMEOUT.as_secs() + ANSWER_TIMEOUT.as_secs() + READ_TIMEOUT.as_secs(),
 );
-/// Longest time that requests under way have when the daemon stops.
+/// Maximum time for the requests under way when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it is looked whether they are done.
+/// Interval between checks whether the requests are finished.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
-/// Pause after the system has refused to accept a connection: it may be out of descriptors.
+/// Pause after accept failed: the daemon may be out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Set by the handler of an event stream: this connection may live on.
+/// Set by the handler of an event stream: exempts the connection from [`LIFE_MAX`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Streaming(Arc<AtomicBool>);
 
@@ -59,7 +59,7 @@ impl Streaming {
     }
 }
 
-/// Ends the API.
+/// Stops the API.
 #[derive(Debug)]
 pub struct Handle {
     stop: watch::Sender<bool>,
@@ -69,7 +69,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Takes no more connections, gives the requests under way a moment, and ends all others.
+    /// Accepts no more connections, gives the requests under way a moment, and closes all others.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
         let answered = async {
@@ -83,7 +83,7 @@ impl Handle {
     }
 }
 
-/// Serves `api` to whoever connects to `listener`, on a thread of its own.
+/// Serves `api` to the clients of `listener`, on a separate thread.
 ///
 /// # Errors
 /// When the socket cannot be watched.
@@ -103,7 +103,7 @@ pub(super) fn serve(listener: StdListener, api: Api) -> std::io::Result<Handle> 
         arbiter,
     };
     handle.arbiter.spawn_fn(move || {
-        // Fails only outside of a runtime, and this is inside one.
+        // The conversion fails only outside of a runtime.
         if let Ok(listener) = UnixListener::from_std(listener) {
             actix::spawn(run(listener, seats, api, stopped));
         }
@@ -135,7 +135,7 @@ async fn run(listener: UnixListener, seats: Seats, api: Api, mut stopped: watch:
             continue;
         };
         let (service, streaming) = (Rc::clone(&service), peer.streaming.clone());
-        // A request that panics ends this task, and with it its connection and no other.
+        // A request that panics ends this task and its connection, and no other.
         actix::spawn(async move {
             let _seat: Seat = seat;
             tokio::select! {
@@ -153,22 +153,22 @@ async fn end_of_life(streaming: &Streaming) {
     }
 }
 
-/// The next connection that is served; none when the one that came is not.
+/// Accepts the next connection. Returns `None` if accept failed or the connection was refused.
 async fn admit(listener: &UnixListener, seats: &Seats, access: &Access) -> Option<(Peer, Seat)> {
     let Ok((stream, _)) = listener.accept().await else {
         tokio::time::sleep(ACCEPT_PAUSE).await;
         return None;
     };
-    // Without it nobody can be held to anything.
+    // No limit can be applied to a client without credentials.
     let credentials = stream.peer_cred().ok()?;
     let caller = Caller {
         uid: credentials.uid(),
         gid: credentials.gid(),
     };
     let seat = match access.is_owner(&caller) {
-        // All are taken, most of them by owners: their deadlines are what is waited for.
+        // All seats are taken, most of them by owners: wait for the deadline of one of them.
         true => Some(seats.wait(caller.uid, Rank::Owner).await),
-        // Who is a member is asked only where it makes a difference: that can take its time.
+        // Look the group up only if it makes a difference, because the lookup can be slow.
         false => seats.take(caller.uid, Rank::Looker).or_else(|| {
             let member = access.is_member(&caller);
             member.then(|| seats.take(caller.uid, Rank::Member))?
@@ -188,7 +188,8 @@ async fn admit(listener: &UnixListener, seats: &Seats, access: &Access) -> Optio
     }
 }
 
-/// Says why a connection is not served. A new connection has room for that, so nobody is waited for.
+/// Tells the client why its connection is refused. The message fits into the buffer of a new connection, so the write
+/// does not block.
 async fn refuse(mut stream: UnixStream, uid: u32) {
     let text = format!("uid {uid} has too many connections open, or all users together have");
     let error = ApiError::new(ErrorCode::Busy, text).hint("close some, or try again in a moment");
@@ -202,7 +203,7 @@ async fn refuse(mut stream: UnixStream, uid: u32) {
     let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(&answer)).await;
 }
 
-/// A connection with who is at its other end.
+/// A connection and the identity of its client.
 struct Peer {
     stream: UnixStream,
     caller: Caller,

@@ -1,6 +1,6 @@
-//! What is served, as a table: each module lists its endpoints. The routes of the server and the OpenAPI
-//! document are both made from it, and what an endpoint takes and gives is read off its handler's type:
-//! a handler that takes something else is described as taking something else.
+//! The table of endpoints: each module lists its own. The server's routes and the OpenAPI document are
+//! generated from this table. The types of an endpoint's handler determine the documented parameters and
+//! responses, so the document cannot differ from the code.
 
 use actix_web::{FromRequest, Handler, HttpRequest, Responder, Route, web};
 use serde_json::{Map, Value, json};
@@ -17,16 +17,16 @@ use super::body::Body;
 /// One method of one path.
 pub(super) struct Endpoint {
     pub(super) path: &'static str,
-    /// In lower case, as OpenAPI writes it.
+    /// Method in lower case, as in OpenAPI.
     pub(super) method: &'static str,
     pub(super) route: Route,
     /// Its description in the document.
     pub(super) operation: Value,
-    /// The types that the description refers to.
+    /// Types that the description refers to.
     pub(super) schemas: Schemas,
 }
 
-/// Types by their names.
+/// Types, by name.
 pub(super) type Schemas = Vec<(String, RefOr<Schema>)>;
 
 impl Endpoint {
@@ -89,20 +89,19 @@ macro_rules! methods {
 
 methods!(get post put patch delete);
 
-/// The name of the handler: one that is used twice is found by a test.
+/// Returns the handler's name. A test finds duplicates.
 fn operation_id<F>() -> &'static str {
     let name = std::any::type_name::<F>();
     name.rsplit("::").next().unwrap_or(name)
 }
 
-/// What an endpoint is about: the part of its path that is closest to its end and no parameter, as the document
-/// lists them.
+/// Returns the tag of an endpoint in the document: the first of [`TAGS`] that is a part of its path.
 fn tag(path: &str) -> &'static str {
     let about = |tag: &&(&'static str, &str)| path.split('/').any(|part| part == tag.0);
     TAGS.iter().find(about).map_or("daemon", |(tag, _)| tag)
 }
 
-/// The tags with their descriptions; the more special ones come first.
+/// The tags with their descriptions; the more specific ones come first.
 pub(super) const TAGS: [(&str, &str); 10] = [
     ("morph", "Moving an instance to another kernel"),
     ("policy", "How one instance is watched and healed"),
@@ -116,10 +115,10 @@ pub(super) const TAGS: [(&str, &str); 10] = [
     ("daemon", "kmorphd itself"),
 ];
 
-/// A status and when it is answered.
+/// A status code, and when it is returned.
 type Refused = (&'static str, &'static str);
 
-/// What may be refused of every request.
+/// Errors of every request.
 const ALWAYS: [Refused; 4] = [
     (
         "400",
@@ -132,9 +131,9 @@ const ALWAYS: [Refused; 4] = [
     ),
     ("504", "no whole request, or no answer, in time"),
 ];
-/// What may be refused of a request that names something.
+/// Errors of a request that names something.
 const NAMED: Refused = ("404", "there is no such thing");
-/// What may be refused of a request that changes something.
+/// Errors of a request that changes something.
 const CHANGES: [Refused; 5] = [
     ("403", "the caller may look, not change"),
     ("409", "not in the present state, or not with this backend"),
@@ -145,7 +144,7 @@ const CHANGES: [Refused; 5] = [
     ("501", "not built yet"),
     ("507", "the journal cannot be written: nothing was changed"),
 ];
-/// What may be refused of a request with a body.
+/// Errors of a request with a body.
 const BODY: Refused = ("413", "the body is too large");
 
 fn refusals(method: &str, taken: &Taken) -> Vec<Refused> {
@@ -187,7 +186,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
     names.map(describe).collect()
 }
 
-/// A reference to `T`, which is described with all that it is made of.
+/// Returns a reference to `T`; adds `T` and all types that it contains to `schemas`.
 pub(super) fn reference<T: ToSchema>(schemas: &mut Schemas) -> Value {
     let name = T::name();
     let place = json!({ "$ref": format!("#/components/schemas/{name}") });
@@ -196,7 +195,7 @@ pub(super) fn reference<T: ToSchema>(schemas: &mut Schemas) -> Value {
     place
 }
 
-/// What a handler takes from a request.
+/// Parameters and body of a handler.
 #[derive(Default)]
 pub(super) struct Taken {
     parameters: Vec<Value>,
@@ -211,7 +210,7 @@ impl Taken {
     }
 }
 
-/// A handler's argument, described.
+/// Describes an argument of a handler.
 pub(super) trait Takes {
     fn describe(taken: &mut Taken, schemas: &mut Schemas);
 }
@@ -224,7 +223,7 @@ macro_rules! takes_nothing {
     )+};
 }
 
-// What is in the path is described by the path.
+// The path itself describes its parameters.
 takes_nothing!(HttpRequest, web::Data<Api>, web::Path<String>);
 
 impl<T: ToSchema> Takes for Body<T> {
@@ -242,7 +241,7 @@ impl<T: IntoParams> Takes for web::Query<T> {
     }
 }
 
-/// A parameter that is described as an `int64` that is not negative takes all of `u64`.
+/// Widens a non-negative `int64` parameter to the full range of `u64`.
 fn with_whole_range(mut parameter: Value) -> Value {
     let schema = &mut parameter["schema"];
     if schema["format"] == "int64" && schema["minimum"] == 0 {
@@ -271,12 +270,12 @@ takes_all!(A B);
 takes_all!(A B C);
 takes_all!(A B C D);
 
-/// A handler's answer, described: its media types with their schemas.
+/// Describes a handler's response: its media types with their schemas.
 pub(super) trait Gives {
-    /// The status when it is done, and what that means.
+    /// The status on success, and its description.
     const DONE: (&'static str, &'static str) = ("200", "done");
 
-    /// The headers that are then added.
+    /// Returns the response's additional headers.
     fn headers() -> Value {
         json!({})
     }

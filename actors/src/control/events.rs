@@ -1,4 +1,4 @@
-//! The event stream as server-sent events: `id:` is what to resume from, by `Last-Event-ID`.
+//! The event stream as server-sent events. `id:` is the value from which a client resumes, by `Last-Event-ID`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,9 +25,9 @@ use super::seats::Seat;
 use crate::model::EventKind;
 use crate::platform::events::{Encoded, EventLog};
 
-/// Events taken from the log at once.
+/// Maximum number of events read from the log at once.
 const BATCH: usize = 64;
-/// A comment is sent after this much silence, so that both ends notice a dead connection.
+/// Silence after which a comment is sent, so that both ends notice a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -37,12 +37,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct Query {
-    /// Of this instance alone.
+    /// Only events of this instance.
     instance: Option<String>,
-    /// Those after the event with this id. Without it, and without `Last-Event-ID`, what is new.
+    /// Only events after the event with this id (default: `Last-Event-ID`, else only new events).
     since_id: Option<u64>,
-    /// Whether the stream goes on with what happens from now on (default: true). With false it ends after the newest
-    /// event, and begins after `since_id` (default: with the oldest that is kept).
+    /// Whether the stream continues with new events (default: true). With false it ends after the newest event, and
+    /// begins after `since_id` (default: with the oldest stored event).
     follow: Option<bool>,
 }
 
@@ -76,7 +76,7 @@ impl Takes for LastEventId {
     }
 }
 
-/// The stream, or the refusal.
+/// The stream or the refusal.
 struct Stream(HttpResponse);
 
 impl Responder for Stream {
@@ -126,7 +126,7 @@ async fn stream_events(
     query: web::Query<Query>,
 ) -> Stream {
     let follow = query.follow.unwrap_or(true);
-    // Whoever follows may wait for an instance that is yet to come.
+    // A client that follows may wait for an instance that does not exist yet.
     if !follow && let Err(refusal) = api.know(query.instance.as_deref()).await {
         return Stream(response(&refusal));
     }
@@ -161,7 +161,7 @@ async fn stream_events(
     Stream(stream)
 }
 
-/// An event as the API shows it.
+/// Returns an event in the API's format.
 fn shown(event: &Encoded) -> Option<String> {
     let event = Event::from(event.decode().ok()?);
     serde_json::to_string(&event).ok()
@@ -171,7 +171,7 @@ impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                // What this daemon cannot read any more it cannot show.
+                // This daemon cannot show an event that it cannot decode.
                 let Some(json) = shown(&event) else { continue };
                 return Some(Bytes::from(format!("id: {}\ndata: {json}\n\n", event.id)));
             }

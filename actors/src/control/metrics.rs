@@ -18,7 +18,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![get("/metrics", "Figures for Prometheus", show_metrics)]
 }
 
-/// The text, or the refusal.
+/// The text or the refusal.
 struct Exposition(Result<String, ApiError>);
 
 impl Responder for Exposition {
@@ -52,7 +52,7 @@ async fn show_metrics(api: web::Data<Api>) -> Exposition {
 fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
     let mut text = String::new();
     let mut head = |name: &str, kind: &str, help: &str, lines: &mut dyn FnMut(&mut String)| {
-        // Writing to a String does not fail.
+        // A write to a String does not fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         lines(&mut text);
     };
@@ -99,7 +99,7 @@ fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
         "1 for the state that the instance is in.",
         &mut |out| {
             for i in instances {
-                // As the API writes it; a state is a word.
+                // Use the API's format: a state is a word.
                 let state = serde_json::to_value(i.state).unwrap_or_default();
                 let state = state.as_str().unwrap_or("unknown");
                 let _ = writeln!(

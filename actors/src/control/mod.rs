@@ -1,8 +1,8 @@
-//! The API socket: authorises, admits, asks the actors, streams events.
+//! The API socket: authorises and admits requests, queries the actors, streams events.
 //!
-//! HTTP runs on a thread of its own, one request a connection, and reaches the actors by message. Whoever can open the socket
-//! may look; root, the daemon's own user and the members of the control group may change things. The
-//! kernel vouches for who is calling (SO_PEERCRED), read once for each connection.
+//! HTTP runs on a separate thread, with one request per connection, and sends messages to the actors. Every client that
+//! can open the socket may read. Only root, the daemon's own user and the members of the control group may change
+//! things. The kernel identifies the caller (SO_PEERCRED, read once per connection).
 
 mod access;
 mod answers;
@@ -43,16 +43,16 @@ use crate::platform::events::EventLog;
 use crate::platform::operations::Operations;
 use crate::supervisor::{Find, FindForNewWork, Know, Supervisor};
 
-/// Connections to the API at once.
+/// Maximum number of concurrent connections to the API.
 pub const CONNECTIONS_MAX: usize = 256;
-/// Event streams at once.
+/// Maximum number of concurrent event streams.
 pub const STREAMS_MAX: usize = 64;
-/// Longest time for a client to send its request's head.
+/// Maximum time for a client to send the head of its request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time for a client to send its request's body, and for the answer to be found.
+/// Maximum time for a client to send the body of its request, together with the time to find the response.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Event streams by whom.
+/// Limits on event streams, by rank of the caller.
 const STREAM_LIMITS: Limits = Limits {
     total: STREAMS_MAX,
     reserved: 8,
@@ -61,36 +61,36 @@ const STREAM_LIMITS: Limits = Limits {
     of_a_looker: 8,
 };
 
-/// What a caller asks of the daemon itself; `kmorphd` does it.
+/// Requests to the daemon itself; `kmorphd` handles them.
 #[derive(Debug)]
 pub enum DaemonRequest {
-    /// Read the configuration again.
+    /// Reload the configuration.
     Reload(tokio::sync::oneshot::Sender<Result<kmorph_control_api::ReloadReport, ApiError>>),
     /// Stop.
     Stop {
-        /// Finish what is under way first.
+        /// Finish the work under way first.
         graceful: bool,
     },
 }
 
-/// What the handlers share.
+/// Shared state of the handlers.
 #[derive(Clone)]
 pub struct Api {
-    /// The tree of actors.
+    /// The supervisor: finds instances and manages the daemon.
     pub supervisor: Addr<Supervisor>,
-    /// Long work.
+    /// Operations under way.
     pub operations: Operations,
     /// The event stream.
     pub events: EventLog,
-    /// Who may change things.
+    /// Access control.
     pub access: Arc<Access>,
-    /// The daemon itself.
+    /// Sends requests to the daemon itself.
     pub daemon: mpsc::Sender<DaemonRequest>,
     streams: Seats,
 }
 
 impl Api {
-    /// The API of one daemon.
+    /// Creates the API of one daemon.
     pub fn new(
         supervisor: Addr<Supervisor>,
         operations: Operations,
@@ -108,12 +108,12 @@ impl Api {
         }
     }
 
-    /// Who is calling, if they may change things.
+    /// Returns the caller's uid if the caller may change things.
     fn admit(&self, request: &HttpRequest) -> Result<u32, ApiError> {
         self.access.check(request.conn_data::<Caller>())
     }
 
-    /// A place for an event stream of whoever is calling.
+    /// Takes a seat for an event stream of the caller.
     fn stream(&self, request: &HttpRequest) -> Option<Seat> {
         let caller = request.conn_data::<Caller>()?;
         let (uid, streams) = (caller.uid, &self.streams);
@@ -132,13 +132,13 @@ impl Api {
         Ok(found.map_err(actor_gone)??)
     }
 
-    /// The instance that new work is for; refused while the daemon stops.
+    /// Finds an instance for new work; refuses while the daemon stops.
     async fn find_for_new_work(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
         let find = FindForNewWork(name.to_owned());
         Ok(self.supervisor.send(find).await.map_err(actor_gone)??)
     }
 
-    /// Refuses the name of an instance of which nothing is known, not even that there was one.
+    /// Refuses an unknown name: no instance has it or had it.
     async fn know(&self, instance: Option<&str>) -> Result<(), ApiError> {
         let Some(name) = instance else { return Ok(()) };
         let known = self.supervisor.send(Know(name.to_owned())).await;
@@ -152,7 +152,7 @@ impl Api {
     }
 }
 
-/// Everything that is served.
+/// Returns all endpoints.
 fn endpoints() -> Vec<endpoint::Endpoint> {
     let modules = [
         reads::endpoints(),
@@ -188,7 +188,7 @@ fn routes(config: &mut web::ServiceConfig) {
     }
 }
 
-/// What is served to one who has connected.
+/// Returns the application for one connection.
 fn application(
     api: Api,
 ) -> App<
@@ -212,17 +212,17 @@ fn application(
             if request.chunked().unwrap_or(false) {
                 return Either::Left(ready(Ok(answers::without_length(request))));
             }
-            // Whoever sends half a body must not keep a connection from others.
+            // A client that sends half a body must not block a connection for others.
             let answer = tokio::time::timeout(ANSWER_TIMEOUT, service.call(request));
             Either::Right(async move { answer.await.unwrap_or_else(|_| Err(answers::too_slow())) })
         })
 }
 
-/// Serves the API on a Unix socket at `path`, which must not be in use. Anyone may connect; what they
-/// may do is decided by who they are.
+/// Serves the API on a Unix socket at `path`, which must not be in use. Every user may connect; the user's identity
+/// determines the permissions.
 ///
 /// # Errors
-/// When the socket cannot be made.
+/// When the socket cannot be created.
 pub fn serve(path: &Path, api: Api) -> std::io::Result<Handle> {
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;

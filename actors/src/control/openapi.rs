@@ -21,7 +21,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         title = "kmorph control API",
         description = "HTTP and JSON over kmorphd's Unix socket."
     ),
-    // Results of operations, to which no endpoint's type refers.
+    // Results of operations: no endpoint's type refers to them.
     components(schemas(kmorph_control_api::CaptureReport, kmorph_control_api::MorphStatus))
 )]
 struct Head;
@@ -39,7 +39,7 @@ fn document(endpoints: Vec<Endpoint>) -> Value {
     document
 }
 
-/// The document. Its own form is OpenAPI's to describe.
+/// The document. OpenAPI itself specifies its format.
 struct Document(Value);
 
 impl Responder for Document {

@@ -1,4 +1,4 @@
-//! Requests that look.
+//! Read-only requests.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn list_instances(api: web::Data<Api>) -> Listing<InstanceSummary> {
     Listing(asked.map(each).map_err(actor_gone))
 }
 
-/// In place of the value of an environment variable, for those who may only look.
+/// Replaces the value of an environment variable for callers that may only read.
 const HIDDEN: &str = "(hidden)";
 
 async fn show_instance(
@@ -66,7 +66,7 @@ async fn show_instance(
 ) -> Answer<InstanceStatus> {
     let asked = async {
         let mut status = api.status(&name).await?;
-        // Environments hold passwords, whatever their users are told; /proc hides them as well.
+        // Environments contain passwords, whatever the documentation says; /proc hides them too.
         if let (Err(_), Some(workload)) = (api.admit(&request), &mut status.workload) {
             workload.env.values_mut().for_each(|v| HIDDEN.clone_into(v));
         }
@@ -122,9 +122,9 @@ async fn list_policies(api: web::Data<Api>) -> Answer<PolicySet> {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct RecoveryQuery {
-    /// Of this instance alone.
+    /// Only recoveries of this instance.
     instance: Option<String>,
-    /// Begun at this time or later, RFC 3339 in UTC.
+    /// Only recoveries that began at this time or later, RFC 3339 in UTC.
     since: Option<String>,
 }
 
@@ -137,7 +137,7 @@ async fn list_recoveries(
         api.supervisor.send(GetRecoveries).await.map_err(actor_gone)
     };
     let all = asked.await;
-    // Times are RFC 3339 in UTC with the same precision: their order is the order of their text.
+    // The times are RFC 3339 in UTC with equal precision, so their text sorts by time.
     let wanted = |r: &crate::model::RecoveryRecord| {
         query
             .instance
@@ -158,9 +158,9 @@ async fn list_operations(api: web::Data<Api>) -> Listing<Operation> {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct WaitQuery {
-    /// Longest wait for news, milliseconds; more than 30000 is taken for that.
+    /// Maximum wait for a change, in milliseconds; values above 30000 count as 30000.
     wait_ms: Option<u64>,
-    /// The revision that is known already: what is newer is news. Without it the answer comes at once.
+    /// The last known revision: the response waits for a newer one. Without it the response is immediate.
     seen: Option<u64>,
 }
 

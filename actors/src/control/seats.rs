@@ -1,36 +1,36 @@
-//! Who may have how many of something at once: connections, event streams.
+//! Limits on concurrent connections and event streams, per caller.
 //!
-//! Each user has a bound of his own, and all who may only look have one together, so that nobody keeps out those who
-//! may change things. Some of the whole are for root and the daemon's own user alone.
+//! Each user has a limit, and all read-only users together have one, so that they cannot lock out the users who may
+//! change things. Some seats are reserved for root and the daemon's own user.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What a caller counts as.
+/// Rank of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// May look.
+    /// May only read.
     Looker,
     /// A member of the control group.
     Member,
-    /// Root, or the user the daemon runs as.
+    /// Root, or the user that the daemon runs as.
     Owner,
 }
 
-/// How many there are, and for whom.
+/// Numbers of seats.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// In all.
+    /// Total.
     pub(super) total: usize,
-    /// Of them, for owners alone.
+    /// Part of the total that is reserved for owners.
     pub(super) reserved: usize,
-    /// For one member.
+    /// Maximum for one member.
     pub(super) of_a_member: usize,
-    /// For all lookers together.
+    /// Maximum for all lookers together.
     pub(super) of_lookers: usize,
-    /// For one looker.
+    /// Maximum for one looker.
     pub(super) of_a_looker: usize,
 }
 
@@ -41,7 +41,7 @@ struct Taken {
     of_users: BTreeMap<u32, usize>,
 }
 
-/// All of them. Clones share them.
+/// The seats. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Seats {
     limits: Limits,
@@ -49,7 +49,7 @@ pub(super) struct Seats {
     freed: Arc<Notify>,
 }
 
-/// One that is taken; given back when it is dropped.
+/// A taken seat; it is given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     of: Seats,
@@ -66,7 +66,7 @@ impl Seats {
         }
     }
 
-    /// One for this user; none where what is for him is taken.
+    /// Takes a seat for this user. Returns `None` if a limit is reached.
     pub(super) fn take(&self, uid: u32, rank: Rank) -> Option<Seat> {
         let limits = &self.limits;
         let mut taken = self.taken();
@@ -90,7 +90,7 @@ impl Seats {
         Some(Seat { of, uid, rank })
     }
 
-    /// As [`Seats::take`], waiting for one to be given back.
+    /// As [`Seats::take`], but waits for a free seat.
     pub(super) async fn wait(&self, uid: u32, rank: Rank) -> Seat {
         loop {
             let freed = self.freed.notified();
@@ -101,7 +101,7 @@ impl Seats {
         }
     }
 
-    /// How many are taken.
+    /// Returns the number of taken seats.
     pub(super) fn in_use(&self) -> usize {
         self.taken().total
     }

@@ -86,7 +86,8 @@ impl Generations {
         written.map_err(|error| error.to_string())
     }
 
-    /// A mark that stays is harmless: to resume a running generation changes nothing.
+    /// Removes the mark of a resumed generation. If that fails, the mark is harmless: to resume a running generation
+    /// changes nothing.
     async fn forget_frozen(&self, row: &AnyGeneration) {
         if let Err(error) = self.note_frozen(row).await {
             warn!(self.platform.log, "that it is resumed was not recorded"; "instance" => &row.instance,

@@ -30,7 +30,7 @@ pub(super) async fn read_kernel(
     Ok(image)
 }
 
-/// The kind of failure: caused by the file, by the caller, or by the machine.
+/// Returns the kind of failure: caused by the file, by the caller, or by the machine.
 fn image_refused(error: &BadImage) -> Failure {
     use std::io::ErrorKind;
     let (code, hint) = match error {
@@ -79,7 +79,7 @@ pub(crate) fn check_boot(
     ))
 }
 
-/// The record of the kernel that a generation will run. Reads and checks the image.
+/// Returns the record of the kernel that a generation will run. Reads and checks the image.
 ///
 /// # Errors
 /// When the path is not absolute, or the image is not usable.

@@ -27,7 +27,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The optional protocol features of this daemon: bits of [`features`].
+    /// Returns the optional protocol features of this daemon: bits of [`features`].
     fn features(&self) -> u64 {
         let mut bits = features::MORPHS;
         if self.backend.passes_sockets() {
@@ -39,8 +39,8 @@ impl Machine {
         bits
     }
 
-    /// This daemon as a peer of a placed generation. Without the key from the spawn, the agent refuses the daemon and
-    /// says so.
+    /// Returns this daemon as a peer of a placed generation. Without the key from the spawn, the agent refuses the
+    /// daemon and reports that.
     pub fn speaker(&self, placement: &Placement) -> Speaker {
         let hello = self.hello(placement.name.as_str(), placement.generation);
         match kmorph_backends::key::of(placement) {
@@ -54,7 +54,7 @@ impl Machine {
         }
     }
 
-    /// The daemon's HELLO to a generation of an instance.
+    /// Returns the daemon's HELLO to a generation of an instance.
     pub fn hello(&self, instance: &str, generation: u64) -> Hello {
         let mut boot_id = [0; 16];
         let digits: Vec<u8> = self.host_boot_id.bytes().filter(|b| *b != b'-').collect();

@@ -53,7 +53,7 @@ impl From<Failure> for NotStarted {
     }
 }
 
-/// The failure when the journal cannot be written: all changes stop.
+/// Returns the failure when the journal cannot be written: all changes stop.
 pub fn journal_failure(error: &JournalError) -> Failure {
     Failure::new(FailureKind::JournalUnavailable, error.to_string())
         .hint("nothing was changed; instances go on running")
@@ -83,7 +83,7 @@ pub struct Generations {
 }
 
 impl Generations {
-    /// A clone for a morph: its log lines name the session.
+    /// Returns a clone for a morph: its log lines name the session.
     #[must_use]
     pub fn within(&self, session: u64) -> Self {
         Self {
@@ -311,7 +311,7 @@ impl Generations {
         })
     }
 
-    /// The listening published sockets for a new generation.
+    /// Returns the listening published sockets for a new generation.
     fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, Failure> {
         let held = self
             .resources

@@ -67,12 +67,12 @@ impl Kept {
         self.returned = None;
     }
 
-    /// The progress message of an operation that waits for the release.
+    /// Returns the progress message of an operation that waits for the release.
     pub fn waiting(&self) -> String {
         format!("waiting: {}", said(self.generation, &self.reason))
     }
 
-    /// The failure of an operation whose wait has timed out.
+    /// Returns the failure of an operation whose wait has timed out.
     pub fn error(&self, what: &str) -> Failure {
         let text = format!("{what}, but {}", said(self.generation, &self.reason));
         let hint = Command::SeeKept {
@@ -100,7 +100,7 @@ struct Entry {
 }
 
 impl Ledger {
-    /// The kept generations of `instance`, or of all instances.
+    /// Returns the kept generations of `instance`, or of all instances.
     pub fn shown(&self, instance: Option<&str>) -> Vec<KeptGeneration> {
         let entries = self.0.borrow();
         let wanted = entries

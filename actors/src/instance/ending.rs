@@ -70,7 +70,7 @@ impl Instance {
         let work = async move {
             let (operation, ended) = end(&services, ending, operation).await;
             match (&ended, operation) {
-                // It has waited long enough, and was told.
+                // The operation has timed out and has its result.
                 (_, None) => {}
                 (Ok(()), Some(operation)) => operation.succeed(None),
                 (Err(reason), Some(operation)) => {
@@ -96,7 +96,7 @@ impl Instance {
         self.tell(Event::NotEnded(reason), ctx);
     }
 
-    /// The parts of the instance to end now.
+    /// Returns the parts of the instance to end now.
     pub(super) fn ending(&self, force: bool, ctx: &Context<Self>) -> Ending {
         Ending {
             row: (*self.row).clone(),
@@ -133,8 +133,8 @@ impl Handler<Unreturned> for Instance {
     }
 }
 
-/// Stops, fences and forgets an instance. It is forgotten once all that it held is given back; the operation is given back
-/// where it has not failed by then.
+/// Stops, fences and forgets an instance, once all of its resources are released. Returns the operation if it has not
+/// failed by then.
 pub(super) async fn end(
     services: &Services,
     ending: Ending,
@@ -205,7 +205,7 @@ async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Resul
     written.map_err(|e| e.to_string())?;
     services.ports().unpublish(&row.name);
     if let Some(dir) = run_dir.parent() {
-        // Its logs; whoever terminates an instance wants it gone.
+        // Remove its logs too: a termination removes everything of the instance.
         let dir = dir.to_owned();
         let _ = ambient::blocking(move || std::fs::remove_dir_all(dir)).await;
     }

@@ -10,19 +10,19 @@ use crate::recovery::{RecoveryJob, SuccessorNews};
 
 /// A job that has begun and has not reported its end.
 pub(super) trait Job {
-    /// Its name, for people.
+    /// Returns its name, for people.
     fn name(&self) -> &'static str;
 
     /// Passes the engine's news to the job; `generation` is the instance's active one.
     fn tell(&self, news: JobNews, generation: u64);
 
-    /// Whether its actor has ended.
+    /// Returns whether its actor has ended.
     fn has_ended(&self) -> bool;
 
     /// Stops the job: another one does the remaining work.
     fn abandon(&self);
 
-    /// The session that takes commands for a morph.
+    /// Returns the session that takes commands for a morph.
     fn session(&self) -> Option<&Addr<MorphSession>> {
         None
     }

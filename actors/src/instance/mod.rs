@@ -1,18 +1,18 @@
 //! The Instance actor: the shell of one instance's engine (`kmp_proto::instance`, docs/instances.md).
 //!
-//! The engine knows what is under way, what may begin, and what is wanted. The actor carries out what the engine wants
-//! done, keeps the addresses of what it has begun, and is the only one that writes the instance's row.
+//! The engine knows the work under way, the work that may begin, and the desired state. The actor carries out the
+//! engine's actions, keeps the addresses of the jobs that it has started, and is the only writer of the instance's row.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
 //! | `acting` | the engine's actions |
-//! | `row` | the row in the journal, and what recoveries and morphs propose for it |
-//! | `watching` | what the watch of the active generation tells |
-//! | `requests` | what operators ask |
-//! | `spawning`, `recovering`, `morphing`, `capturing`, `ending` | what is begun, and how it ends |
-//! | `job` | how the recovery or the morph under way is told something |
-//! | `ports`, `policy`, `workload` | what else belongs to an instance |
-//! | `status` | what an instance shows |
+//! | `row` | the row in the journal, and the changes that recoveries and morphs propose |
+//! | `watching` | reports of the active generation's watch |
+//! | `requests` | requests of operators |
+//! | `spawning`, `recovering`, `morphing`, `capturing`, `ending` | start and end of each kind of work |
+//! | `job` | messages to the recovery or the morph under way |
+//! | `ports`, `policy`, `workload` | the instance's ports, policy and workload |
+//! | `status` | status of the instance |
 
 mod acting;
 mod capturing;
@@ -91,7 +91,7 @@ pub enum Beginning {
 }
 
 impl Beginning {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     const fn name(&self) -> &'static str {
         match self {
             Self::Spawned(_) => "spawned",

@@ -52,7 +52,7 @@ impl Instance {
         }
         let kept = match &over.outcome {
             Outcome::OperatorActionNeeded { side, why, .. } => {
-                // The instance ends it too, when it is ended.
+                // The instance fences it too, when the instance is terminated.
                 self.left.push(match side {
                     Side::Source => over.source,
                     Side::Target => over.target.clone(),
@@ -108,7 +108,7 @@ impl Handler<Planned> for Instance {
     fn handle(&mut self, planned: Planned, ctx: &mut Self::Context) -> Self::Result {
         let refused = match self.engine.may(Request::Morph) {
             Err(doing) => Some(self.busy("morphed", doing)),
-            // It was another generation when the morph was planned.
+            // The morph was planned for another generation.
             Ok(()) if planned.plan.source.generation != self.generation.generation => {
                 Some(self.busy("morphed", Doing::Recovering))
             }
@@ -165,12 +165,12 @@ impl Handler<MorphControl> for Instance {
 }
 
 impl Instance {
-    /// The morph under way.
+    /// Returns the morph under way.
     pub(super) fn session(&self) -> Option<Addr<MorphSession>> {
         self.job.as_ref()?.session().cloned()
     }
 
-    /// The message that no morph is under way, with the result of the last one.
+    /// Returns the message that no morph is under way, with the result of the last one.
     pub(super) fn no_morph(&self) -> String {
         let name = &self.row.name;
         match &self.last_morph {

@@ -31,7 +31,7 @@ impl Instance {
     }
 
     fn regained(&mut self, regained: Result<Regained, String>, ctx: &mut Context<Self>) {
-        // Whoever had them has ended. Of an instance that is not healed nobody takes its place.
+        // If the process that held them has ended and the instance is not healed, no successor takes its place.
         let rests = matches!(
             self.engine.condition(),
             Condition::Failed | Condition::Quarantined
@@ -58,10 +58,10 @@ impl Instance {
         }));
     }
 
-    /// The instance rests: nobody will answer. Where a process of it may still serve and has the sockets itself, it
-    /// keeps them.
+    /// Makes the ports refuse connections, because the instance rests and no successor will answer. If a process of
+    /// the instance may still serve and has the sockets itself, it keeps them.
     pub(super) fn close_unserved_ports(&mut self, ctx: &mut Context<Self>) {
-        // Its fence was not confirmed: what may serve is not cut off when the hold is over.
+        // The fence was not confirmed: the end of the hold must not cut off a process that may still serve.
         if self.engine.condition() == Condition::OperatorActionNeeded
             && let Some(hold) = self.port_hold.take()
         {
@@ -73,7 +73,7 @@ impl Instance {
         }
     }
 
-    /// Whether the generation is known not to run: fenced, never started, or seen to exit.
+    /// Returns whether the generation is known not to run: fenced, never started, or seen to exit.
     pub(super) fn is_gone(&self) -> bool {
         self.gone || !matches!(self.generation, AnyGeneration::Placed(_))
     }

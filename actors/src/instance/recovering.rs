@@ -21,7 +21,7 @@ impl Handler<RecoveryGranted> for Instance {
 
     fn handle(&mut self, _: RecoveryGranted, ctx: &mut Self::Context) {
         if let Answer::Refused { .. } = self.tell(Event::Granted, ctx) {
-            // Something else has taken its place.
+            // The instance no longer needs the recovery: other work has begun.
             self.return_grant();
         }
     }
@@ -73,7 +73,7 @@ impl Instance {
             }
         };
         self.tell(Event::RecoveryOver(end), ctx);
-        // Unless the instance is ended now, and whoever waited was told that.
+        // The exception: a termination of the instance has already answered the waiting operation.
         if let Some(operation) = self.waiting.take() {
             let result = Some(OperationResult::Recovery(Box::new(record.clone())));
             match record.outcome {
@@ -86,8 +86,8 @@ impl Instance {
         }
     }
 
-    /// The recovery whose successor was adopted is over: its entry says how, and the survivors, who heard of its
-    /// beginning, hear of its end.
+    /// Ends the entry of a recovery whose successor was adopted, and tells the survivors, who know that it
+    /// began.
     pub(super) fn end_unfinished_recovery(&mut self, end: RecoveryEnd, ctx: &mut Context<Self>) {
         let Some(record) = self.unfinished.take() else {
             return;
@@ -117,9 +117,9 @@ impl Instance {
 }
 
 impl Drop for Instance {
-    /// Also reached by a panic. What goes on below it would meet its successor's. A job that waits for a write of its
-    /// proposal must not take the end of this actor for the write's failure: actix drops an actor before the futures that
-    /// hold the answer, so that the job is abandoned first.
+    /// Runs after a panic too. Jobs that continued would conflict with the jobs of this actor's successor. A job that
+    /// waits for a write of its proposal must not mistake the end of this actor for a failed write: actix drops an
+    /// actor before the futures that hold the answer, so this function abandons the job first.
     fn drop(&mut self) {
         self.end_watch();
         if let Some(job) = &self.job {

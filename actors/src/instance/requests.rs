@@ -116,7 +116,7 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// An operation without a waiting caller.
+    /// Returns an operation without a waiting caller.
     pub(super) fn unasked(operation: Handle) -> Self {
         let answer = None;
         Self { operation, answer }
@@ -138,7 +138,7 @@ impl Answered {
 }
 
 impl Instance {
-    /// Why a request is refused now; `wanted` is the refused action.
+    /// Returns why a request is refused now; `wanted` is the refused action.
     pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
         let instance = self.row.name.clone();
         let (doing, hint) = match doing {
@@ -233,7 +233,7 @@ impl Handler<PingInstance> for Instance {
         let name = self.row.name.clone();
         let generation = self.generation.generation;
         let Some(watch) = self.watch.clone() else {
-            // Nothing of it is watched, so nobody is asked.
+            // The generation has no watch, so no heartbeat can be sent.
             let refused = self.busy("pinged", Doing::NotRunning);
             return Box::pin(async { Err(refused) });
         };

@@ -1,11 +1,11 @@
-//! The row of the instance in the journal. This actor alone changes it, one write after the other, so that no write is made
-//! of what an earlier one has not confirmed yet. What recoveries and morphs want changed, they propose. (The supervisor
-//! inserts the row, and changes its policy, which no other write touches; the end of the instance deletes it.)
+//! The row of the instance in the journal. Only this actor changes it, one write at a time, so that no write depends on
+//! an unconfirmed earlier one. Recoveries and morphs propose their changes. (The supervisor inserts the row and changes
+//! its policy, which no other write touches; the end of the instance deletes the row.)
 //!
 //! ```text
 //! wanted (Save) ──┐
-//! wish ───────────┤▶ [queue] ─▶ row as it is now, changed ─▶ one transaction ─▶ durable: the row is that
-//! proposal ───────┘                with what the proposer writes                └ refused: the row stays
+//! wish ───────────┤▶ [queue] ─▶ current row, changed ─▶ one transaction ─▶ durable: becomes the current row
+//! proposal ───────┘             with the proposer's own changes           └ refused: the row stays
 //! ```
 
 use std::collections::VecDeque;
@@ -19,12 +19,12 @@ use super::Instance;
 use crate::model::rows::InstanceRow;
 use crate::platform::journal::{Change, JournalError, Proposal, Propose, record};
 
-/// Writes that may wait for the disk. What the engine writes needs a handful; the rest is reports.
+/// Maximum number of writes that wait for the disk. The engine needs a handful; the rest are reports.
 const WRITES_MAX: usize = 64;
 
 type Then = Box<dyn FnOnce(&mut Instance, Result<(), JournalError>, &mut Context<Instance>)>;
 
-/// The row, and what waits to be written.
+/// The row, and the queue of writes.
 pub(super) struct OwnRow {
     row: InstanceRow,
     queue: VecDeque<Write>,
@@ -38,9 +38,9 @@ struct Write {
 }
 
 enum RowChange {
-    /// What the engine says is wanted at the time of the write.
+    /// The desired state and its reason, read from the engine at the time of the write.
     Wanted,
-    /// What the row says already.
+    /// No change of the row.
     Nothing,
     Proposal(Proposal),
 }
@@ -54,14 +54,14 @@ impl OwnRow {
         }
     }
 
-    /// Changes the row in memory; the next write has it.
+    /// Changes the row in memory; the next write includes the change.
     pub(super) fn amend(&mut self, change: impl FnOnce(&mut InstanceRow)) {
         change(&mut self.row);
     }
 }
 
 impl OwnRow {
-    /// What waits to be reported, out of the queue.
+    /// Removes the waiting reports from the queue.
     fn take_reports(&mut self) -> Vec<Change> {
         let (reports, others) = std::mem::take(&mut self.queue)
             .into_iter()
@@ -71,7 +71,8 @@ impl OwnRow {
         reports.into_iter().flat_map(|write| write.with).collect()
     }
 
-    /// Nothing is reported of an instance that is being forgotten: its row must not come back.
+    /// Drops the waiting reports of an instance that is about to be forgotten, so that none of them writes the row
+    /// again.
     pub(super) fn drop_reports(&mut self) {
         self.take_reports();
     }
@@ -86,7 +87,7 @@ impl Deref for OwnRow {
 }
 
 impl Instance {
-    /// Writes what is wanted of the instance, and why.
+    /// Writes the desired state of the instance, and its reason.
     pub(super) fn save(&mut self, ctx: &mut Context<Self>) {
         let queued = |write: &Write| matches!(write.change, RowChange::Wanted);
         if !self.row.queue.iter().any(queued) {
@@ -94,7 +95,7 @@ impl Instance {
         }
     }
 
-    /// Writes the row as it is, with reports that may be lost where the disk is too slow for them.
+    /// Writes the row unchanged, with reports that may be lost if the disk is too slow.
     pub(super) fn report(&mut self, with: Vec<Change>, ctx: &mut Context<Self>) {
         if self.row.queue.len() >= WRITES_MAX {
             warn!(self.log, "a report was not recorded: the journal is too slow";
@@ -104,7 +105,7 @@ impl Instance {
         self.write(RowChange::Nothing, with, Box::new(|_, _, _| {}), ctx);
     }
 
-    /// Writes a change of the row; `then` hears whether it is durable.
+    /// Writes a change of the row; `then` receives the result once it is durable or refused.
     pub(super) fn propose(
         &mut self,
         Propose { proposal, with }: Propose,
@@ -127,7 +128,7 @@ impl Instance {
             return;
         };
         if let RowChange::Wanted = change {
-            // Decided, whether or not it can be written.
+            // The decision holds even if the write fails.
             self.row.row.desired = self.engine.desired();
             self.row.row.reason = self.engine.rests_because();
         }
@@ -137,7 +138,7 @@ impl Instance {
         }
         let mut changes = vec![Change::Instance(Box::new(row))];
         changes.extend(with);
-        // One transaction for all reports that wait: a commit record must not stand in line behind them.
+        // One transaction for all waiting reports: a commit record must not queue behind them.
         changes.extend(self.row.take_reports());
         self.row.writing = true;
         let journal = self.services.platform.journal.clone();

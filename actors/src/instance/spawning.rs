@@ -34,8 +34,8 @@ const QUOTE_LINES: usize = 8;
 const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
 impl Instance {
-    /// The instance answers and complains of nothing. A program that ended with success is no reason for its agent
-    /// to complain, but a spawn is not done with it.
+    /// Handles a healthy answer: the instance answers and reports no fault. A program that ended with success is
+    /// no fault for its agent, but the spawn has not succeeded.
     pub(super) fn answered(&mut self, release: String, ctx: &mut Context<Self>) {
         if !self.engine.is_spawning() || self.row.spec.workload.is_none() {
             return self.healthy(release, ctx);
@@ -66,11 +66,11 @@ impl Instance {
 
     /// Ends the spawned instance and fails its operation.
     pub(super) fn give_up_spawn(&mut self, reason: String, ctx: &mut Context<Self>) {
-        // A spawn that is under way has whoever waits for it.
+        // A spawn under way has a waiting operation.
         let Some(operation) = self.waiting.take() else {
             return;
         };
-        // Recorded first: a daemon that starts after a crash goes on with it.
+        // Record it first: the next daemon continues after a crash.
         let propose = Propose {
             proposal: Proposal::Wish(Desired::Terminating),
             with: Vec::new(),
@@ -92,7 +92,7 @@ impl Instance {
         let (name, run_dir) = (self.row.name.clone(), self.generation.run_dir.clone());
         let work = async move {
             let hint = last_words(services.backend().kind(), run_dir).await;
-            // The hint quotes the console: once is enough.
+            // The hint quotes the console already.
             let reason = without_console(reason);
             let (operation, ended) = match written {
                 Ok(()) => end(&services, ending, operation).await,
@@ -130,7 +130,7 @@ impl Instance {
     }
 }
 
-/// The evidence of a failure without the console line, which is the last one.
+/// Returns the evidence of a failure without the console line, which is the last one.
 fn without_console(mut reason: String) -> String {
     if let Some(at) = reason.find(&format!("; {CONSOLE_SAID}")) {
         reason.truncate(at);
@@ -138,12 +138,12 @@ fn without_console(mut reason: String) -> String {
     reason
 }
 
-/// Whether the program has ended at least once.
+/// Returns whether the program has ended at least once.
 fn has_ended(said: &HealthStatusFixed) -> bool {
     matches!(said.workload, WorkloadState::Failed | WorkloadState::Exited) || said.restarts > 0
 }
 
-/// The hint for a failed spawn: the end of the instance's log, which is removed with the instance.
+/// Returns the hint for a failed spawn: the end of the instance's log, which is removed with the instance.
 async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     let log = match kind.start_log() {
         Ok(log) => log,
@@ -156,7 +156,7 @@ async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     }
 }
 
-/// The last lines of a log, without control characters.
+/// Returns the last lines of a log, without control characters.
 fn tail(log: &Path) -> std::io::Result<Vec<String>> {
     let mut file = std::fs::File::options()
         .read(true)
@@ -172,10 +172,10 @@ fn tail(log: &Path) -> std::io::Result<Vec<String>> {
         .filter(|line| !ABOUT_CONNECTIONS.iter().any(|words| line.contains(words)))
         .collect();
     if lines.len() > QUOTE_LINES && length > SEARCH_BYTES {
-        // Its beginning is not there.
+        // The first line is incomplete.
         lines.remove(0);
     }
-    // What a kernel prints after the line of its panic is a trace.
+    // The lines after a kernel's panic line are a trace.
     if let Some(panic) = lines.iter().rposition(|line| line.contains(PANIC_LINE)) {
         lines.truncate(panic + 1);
     }

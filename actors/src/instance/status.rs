@@ -20,7 +20,8 @@ impl Instance {
         async move { watch?.send(GetFigures).await.ok() }
     }
 
-    /// Since its last answer; of what failed and is watched no more, since it was last known to answer.
+    /// Returns the time since the last answer. For an instance that has failed and is no longer watched: time since
+    /// it last was known to answer.
     fn since_answer(&self, figures: Option<&WatchFigures>) -> Option<Duration> {
         let now = figures.and_then(|f| f.since_answer);
         let before = || {
@@ -34,7 +35,7 @@ impl Instance {
         let release = figures
             .map(|f| f.kernel_release.clone())
             .filter(|r| !r.is_empty());
-        // Of what is gone nothing runs: no kernel, and for no time.
+        // No kernel runs in a generation that is gone, and it has no uptime.
         let runs = !self.is_gone();
         let kernel_release = release.unwrap_or_else(|| self.kernel_release.clone());
         InstanceSummary {
@@ -164,7 +165,7 @@ impl Handler<GetTopologyEntry> for Instance {
     type Result = MessageResult<GetTopologyEntry>;
 
     fn handle(&mut self, _: GetTopologyEntry, _: &mut Self::Context) -> Self::Result {
-        // What is being ended is watched no more.
+        // An instance that is being terminated has no watch.
         let runs = self.watch.is_some();
         MessageResult(runs.then(|| TopologyEntry {
             name: self.row.name.clone(),

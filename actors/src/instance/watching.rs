@@ -114,7 +114,7 @@ impl Handler<WatchEvent> for Instance {
 }
 
 impl Instance {
-    /// It answers, and is healthy.
+    /// Handles a healthy answer.
     pub(super) fn healthy(&mut self, release: String, ctx: &mut Context<Self>) {
         if !release.is_empty() {
             self.kernel_release = release;

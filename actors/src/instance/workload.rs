@@ -14,7 +14,7 @@ use crate::platform::wall_clock;
 impl Instance {
     /// Records restarts of the program that the agent reports and that are not recorded yet.
     pub(super) fn note_restarts(&mut self, status: &HealthStatus, ctx: &mut Context<Self>) {
-        // Until it was healthy once, the spawn or the recovery that waits for that says what went wrong.
+        // Before the first healthy answer, the spawn or the recovery that waits for it reports the error.
         if !self.engine.has_served() {
             return;
         }
@@ -41,7 +41,7 @@ impl Instance {
             1 => "its program failed and was started again".to_owned(),
             many => format!("its program failed and was started again, {many} times"),
         };
-        // The text belongs to the last failure; once the program runs again the agent has none.
+        // The text belongs to the last failure; once the program runs again, the agent's report has none.
         let cause = match status.text.as_str() {
             "" => format!("it had ended with status {}", status.fixed.exit_status),
             text => text.to_owned(),

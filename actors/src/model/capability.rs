@@ -3,7 +3,7 @@
 use crate::model::{Failure, FailureKind, Policy, VmcorePolicy};
 use kmorph_backends::contract::BackendKind;
 
-/// The key of the first rule in `policy` that the backend `kind` does not support, and the reason.
+/// Returns the key of the first rule in `policy` that the backend `kind` does not support, and the reason.
 pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, String)> {
     if policy.vmcore == VmcorePolicy::Off || kind.captures_memory() {
         return None;

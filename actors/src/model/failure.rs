@@ -62,7 +62,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without a next step.
+    /// Creates a failure without a next step.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -71,7 +71,7 @@ impl Failure {
         }
     }
 
-    /// This failure with a next step.
+    /// Returns this failure with a next step.
     #[must_use]
     pub fn hint(mut self, next_step: impl Into<NextStep>) -> Self {
         self.next_step = Some(next_step.into());

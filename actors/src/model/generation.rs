@@ -135,7 +135,7 @@ impl DerefMut for AnyGeneration {
 }
 
 impl Generation<Intended> {
-    /// A new generation: its number is taken, nothing is started.
+    /// Returns a new generation: its number is taken, nothing is started.
     pub fn intended(facts: Facts) -> Self {
         Self {
             facts,
@@ -143,7 +143,7 @@ impl Generation<Intended> {
         }
     }
 
-    /// This generation, started at `placement`.
+    /// Returns this generation, started at `placement`.
     pub fn placed(self, placement: Placement) -> Generation<Placed> {
         Generation {
             facts: self.facts,
@@ -153,31 +153,31 @@ impl Generation<Intended> {
 }
 
 impl Generation<Placed> {
-    /// Where it runs.
+    /// Returns its location.
     pub fn placement(&self) -> &Placement {
         &self.phase.placement
     }
 }
 
 impl Generation<Fenced> {
-    /// Where it ran, if the backend started it.
+    /// Returns its location, if the backend started it.
     pub fn placement(&self) -> Option<&Placement> {
         self.phase.placement.as_ref()
     }
 
-    /// The proof of its end.
+    /// Returns the proof of its end.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
 
-    /// The evidence of the fence; `None` if the generation never started, so that no query was needed.
+    /// Returns the evidence of the fence; `None` if the generation never started, so that no query was needed.
     pub fn proof(&self) -> Option<&str> {
         self.phase.proof.as_deref()
     }
 }
 
 impl AnyGeneration {
-    /// Where it runs or ran, if the backend is known to have started it.
+    /// Returns its present or last location, if the backend is known to have started it.
     pub fn placement(&self) -> Option<&Placement> {
         match self {
             Self::Intended(_) => None,
@@ -186,7 +186,7 @@ impl AnyGeneration {
         }
     }
 
-    /// The proof of its end, once that is confirmed.
+    /// Returns the proof of its end, once that is confirmed.
     pub fn certificate(&self) -> Option<&FenceCertificate> {
         match self {
             Self::Intended(_) | Self::Placed(_) => None,
@@ -194,7 +194,7 @@ impl AnyGeneration {
         }
     }
 
-    /// This generation; if it is intended and `placement` is given, it becomes placed.
+    /// Returns this generation; if it is intended and `placement` is given, it becomes placed.
     #[must_use]
     pub fn found(self, placement: Option<Placement>) -> Self {
         match (self, placement) {
@@ -205,7 +205,7 @@ impl AnyGeneration {
         }
     }
 
-    /// This generation, fenced. The caller has confirmed its end.
+    /// Returns this generation as fenced. The caller has confirmed its end.
     pub(crate) fn fenced(
         self,
         certificate: FenceCertificate,

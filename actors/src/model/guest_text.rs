@@ -13,7 +13,7 @@ pub(crate) const NAME_MAX_CHARS: usize = 128;
 /// Maximum number of characters of a kernel log's tail.
 pub(crate) const LOG_MAX_CHARS: usize = 16 * 1024;
 
-/// One line: escapes unprintable characters as Rust does (`\u{1b}`) and truncates long text with an ellipsis.
+/// Returns one line: escapes unprintable characters as Rust does (`\u{1b}`) and truncates long text with an ellipsis.
 pub(crate) fn line(text: &str) -> String {
     escaped(text, TEXT_MAX_CHARS, &[])
 }
@@ -50,8 +50,8 @@ fn escaped(text: &str, max_chars: usize, kept: &[char]) -> String {
     shown
 }
 
-/// Whether a character controls the display instead of being visible: control characters, line and paragraph
-/// separators, bidirectional controls, zero-width characters and tags.
+/// Returns whether a character controls the display instead of being visible: control characters, line and
+/// paragraph separators, bidirectional controls, zero-width characters and tags.
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(

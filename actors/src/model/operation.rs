@@ -104,7 +104,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// True once the operation has ended and no longer changes.
+    /// Returns true once the operation has ended and no longer changes.
     pub fn is_over(&self) -> bool {
         self.state != OperationState::Running
     }

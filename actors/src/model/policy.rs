@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Shortest heartbeat timeout, seconds.
+/// Minimum heartbeat timeout, seconds.
 pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
 /// Maximum of every timeout, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
@@ -23,7 +23,7 @@ pub enum VmcorePolicy {
 }
 
 impl VmcorePolicy {
-    /// Its name in configuration, messages and logs.
+    /// Returns its name in configuration, messages and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -45,7 +45,7 @@ pub enum StuckCpuPolicy {
 }
 
 impl StuckCpuPolicy {
-    /// Its name in configuration, messages and logs.
+    /// Returns its name in configuration, messages and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Degraded => "degraded",
@@ -87,12 +87,12 @@ pub struct PolicyPatch {
 }
 
 impl Policy {
-    /// The maximum time for one phase of a morph; one minute if the policy's value is not a valid duration.
+    /// Returns the maximum time for one phase of a morph; one minute if the policy's value is not a valid duration.
     pub fn morph_timeout(&self) -> Duration {
         Duration::try_from_secs_f64(self.morph_timeout_s).unwrap_or(Duration::from_secs(60))
     }
 
-    /// The key of the first value that is out of range, and the reason.
+    /// Returns the key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {
@@ -108,7 +108,7 @@ impl Policy {
         None
     }
 
-    /// This policy with a patch applied.
+    /// Returns this policy with a patch applied.
     #[must_use]
     pub fn patched(&self, patch: &PolicyPatch) -> Self {
         Self {

@@ -166,8 +166,8 @@ pub struct GenerationRow {
     /// A capture of its memory froze it, or was about to. The next daemon resumes it.
     #[serde(default)]
     pub frozen: bool,
-    /// The boot id of its first HELLO. The journal keeps what [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row
-    /// touches it.
+    /// The boot id of its first HELLO. The journal keeps the value that
+    /// [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row touches it.
     #[serde(default)]
     pub boot_id: Option<[u8; 16]>,
 }
@@ -213,7 +213,7 @@ pub struct MorphRow {
 }
 
 impl MorphRow {
-    /// The commit record, if an earlier daemon wrote one.
+    /// Returns the commit record, if an earlier daemon wrote one.
     pub fn commit_record(&self) -> Option<CommitRecord> {
         let (source, target) = (self.status.from_generation, self.status.to_generation);
         self.committed

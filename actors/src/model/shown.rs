@@ -15,9 +15,9 @@ use super::{DoctorReport, Policy, Workload};
 /// The state of a published port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortState {
-    /// It accepts connections.
+    /// The port accepts connections.
     Open,
-    /// It is bound and refuses connections: the instance does not serve, and no successor is starting.
+    /// The port is bound and refuses connections: the instance does not serve, and no successor is starting.
     Refusing,
     /// Another program holds the port, with the reason; kmorphd keeps retrying.
     Missing(String),

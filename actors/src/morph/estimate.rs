@@ -50,7 +50,7 @@ impl Downtimes {
         overheads.push_back(Duration::from_micros(taken.saturating_sub(measured)));
     }
 
-    /// The expected overhead of the next commit.
+    /// Returns the expected overhead of the next commit.
     pub fn overhead(&self, mode: TransferMode) -> Duration {
         let known = match mode {
             TransferMode::ByReference => &self.by_reference,

@@ -260,7 +260,7 @@ impl MorphSession {
     ) -> Result<(), (Option<Handle>, Stage)> {
         let under_way = self.operation.as_ref().and_then(Handle::snapshot);
         if under_way.is_some_and(|under_way| under_way.kind == OperationKind::MorphRollback) {
-            // It ends together with the operation under way.
+            // The morph ends with the operation under way.
             return Err((operation, self.engine.stage()));
         }
         let (from, name) = (self.engine.stage().as_str(), request.name());
@@ -467,7 +467,7 @@ impl MorphSession {
     }
 }
 
-/// Whether both sides run on one kernel and may map the same memory.
+/// Returns whether both sides run on one kernel and may map the same memory.
 fn by_reference(means: &Means) -> bool {
     means.generations.machine.backend.passes_sockets()
         && means.platform.settings.borrow().morph_mode == MorphMode::Auto
@@ -492,7 +492,7 @@ fn config(means: &Means, plan: &MorphPlan) -> Config {
     }
 }
 
-/// The transfer mode of this daemon's morphs; the negotiation agrees on no other.
+/// Returns the transfer mode of this daemon's morphs; the negotiation agrees on no other.
 fn mode_of(means: &Means) -> TransferMode {
     match by_reference(means) {
         true => TransferMode::ByReference,
@@ -500,7 +500,7 @@ fn mode_of(means: &Means) -> TransferMode {
     }
 }
 
-/// The phase to show. The outcome shows how a morph ended.
+/// Returns the phase to show. The outcome shows how a morph ended.
 fn phase_of(phase: Phase) -> Option<MorphPhase> {
     Some(match phase {
         Phase::Preparing => MorphPhase::Preparing,
@@ -582,7 +582,7 @@ impl Handler<WatchEvent> for MorphSession {
     }
 }
 
-/// The checks of a report, for the API.
+/// Returns the checks of a report, for the API.
 fn api_checks(checks: &[kmp_proto::message::Check]) -> Vec<ApiCheck> {
     checks
         .iter()

@@ -126,7 +126,8 @@ impl MorphSession {
     }
 }
 
-/// The result of a morph as operators see it: its phase, and the error for an operation that waits for a commit.
+/// Returns the result of a morph as operators see it: its phase, and the error for an operation that waits for a
+/// commit.
 fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     let (phase, error) = match outcome {
         Outcome::Committed => return (MorphPhase::Committed, None),

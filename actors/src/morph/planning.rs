@@ -128,11 +128,11 @@ pub async fn withdraw(means: &Means, plan: MorphPlan, operation: String, error: 
     refused.status.reason = Some(error.message.clone());
     let ended = Record(vec![Change::Morph(Box::new(refused))]);
     means.platform.journal.do_send(ended);
-    // It never started.
+    // The target never started.
     means.generations.end_unowned(plan.target).await;
 }
 
-/// The row of a morph that was just planned.
+/// Returns the row of a morph that was just planned.
 fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
     MorphRow {
         status: first_status(plan, operation),

@@ -20,7 +20,7 @@ impl MorphSession {
     }
 }
 
-/// The providers that the morph does not use.
+/// Returns the providers that the morph does not use.
 pub(super) fn passed_over(providers: &[PassedOver]) -> Vec<OtherProvider> {
     let providers = providers.iter();
     providers

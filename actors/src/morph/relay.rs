@@ -221,7 +221,7 @@ impl Relay {
     }
 }
 
-/// Whether the source sends this message without a request.
+/// Returns whether the source sends this message without a request.
 fn state(message: &Kmp) -> bool {
     matches!(message, Kmp::MorphTransfer(_))
 }

@@ -383,7 +383,7 @@ impl MorphSession {
         }));
     }
 
-    /// The source serves again; the caller must have the certificate of the target's fence.
+    /// Resumes the source; the caller must have the certificate of the target's fence.
     pub(super) fn resume_source(&mut self, _: &FenceCertificate, ctx: &mut Context<Self>) {
         let message = Kmp::MorphRollback(MorphRollback {
             fixed: RollbackFixed {
@@ -412,7 +412,8 @@ impl MorphSession {
 /// Polling interval while the control channel is not up.
 const CONTROL_POLL: Duration = Duration::from_millis(5);
 
-/// The event for an unexpected answer. Only the side itself can refuse: by its answer, or by features that it lacks.
+/// Returns the event for an unexpected answer. Only the side itself can refuse: by its answer, or by features that it
+/// lacks.
 fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     match reply {
         Ok(message) => {
@@ -426,7 +427,7 @@ fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     }
 }
 
-/// Whether the workload of a watched generation serves now, according to its agent.
+/// Returns whether the workload of a watched generation serves now, according to its agent.
 async fn serves(watch: Option<Addr<Watch>>) -> bool {
     let Some(watch) = watch else { return false };
     let answer = watch.send(Ping(FROZEN_STEP_TIMEOUT)).await;
@@ -438,7 +439,7 @@ async fn serves(watch: Option<Addr<Watch>>) -> bool {
     })
 }
 
-/// A pull by reference, with the references from the source.
+/// Returns a pull by reference, with the references from the source.
 fn pull(fixed: MorphTransferFixed, references: Vec<Reference>) -> Kmp {
     Kmp::MorphTransfer(MorphTransfer {
         fixed,

@@ -1,8 +1,8 @@
-//! What the actors take from around them: the clock's origin, the calendar, random numbers, other threads. In the daemon
-//! these are the system's. In a run of a test they follow from the run's seed and its paused clock, so that the same seed
-//! gives the same run. A run has its thread to itself; nothing here is shared between threads.
+//! The actors' environment: the clock's origin, the calendar, random numbers, other threads. In the daemon, the system
+//! provides them. In a test run, they follow from the run's seed and its paused clock, so that the same seed gives the
+//! same run. A run has a thread of its own; nothing here is shared between threads.
 //!
-//! `actors/clippy.toml` keeps the rest of the crate from going around this module.
+//! `actors/clippy.toml` prevents the rest of the crate from bypassing this module.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nanoseconds since the Unix epoch at which the calendar of each run begins: 2026-01-01.
+/// Start of each run's calendar, 2026-01-01, in nanoseconds since the Unix epoch.
 const CALENDAR_BEGINS_NS: i128 = 1_767_225_600_000_000_000;
 
 thread_local! {
@@ -28,7 +28,7 @@ struct Run {
     threads: Box<dyn FnMut(&'static str) -> Duration>,
 }
 
-/// Begins a run on this thread, whose runtime has its clock paused. `threads` is asked how long the work of a thread
+/// Begins a run on this thread, whose runtime has a paused clock. `threads` returns how long the work of a thread
 /// takes, by the thread's name ([`thread`]).
 pub fn begin(seed: u64, threads: impl FnMut(&'static str) -> Duration + 'static) {
     let run = Run {
@@ -39,12 +39,12 @@ pub fn begin(seed: u64, threads: impl FnMut(&'static str) -> Duration + 'static)
     RUN.with_borrow_mut(|current| *current = Some(run));
 }
 
-/// The clock's origin in the run of this thread; `None` in the daemon.
+/// Returns the origin of this thread's run; `None` in the daemon.
 pub(crate) fn origin() -> Option<Instant> {
     RUN.with_borrow(|run| run.as_ref().map(|run| run.origin))
 }
 
-/// The time on the calendar.
+/// Returns the current calendar time.
 pub(crate) fn calendar() -> jiff::Timestamp {
     let Some(origin) = origin() else {
         return jiff::Timestamp::now();
@@ -54,7 +54,7 @@ pub(crate) fn calendar() -> jiff::Timestamp {
     jiff::Timestamp::from_nanosecond(now).unwrap_or(jiff::Timestamp::MAX)
 }
 
-/// A random number; `None` when the system has none to give.
+/// Returns a random number; `None` if the system has none.
 pub(crate) fn random() -> Option<u64> {
     let seeded = RUN.with_borrow_mut(|run| run.as_mut().map(|run| split_mix(&mut run.random)));
     seeded.or_else(|| getrandom::u64().ok())
@@ -69,10 +69,10 @@ fn split_mix(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Does what may wait for the system on a thread where it may wait; in a run, at once.
+/// Runs work that may block on another thread; in a test run, runs it at once.
 ///
 /// # Errors
-/// When that thread is gone: the work panicked, or the daemon ends.
+/// When that thread has ended: the work panicked, or the daemon stops.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, tokio::task::JoinError> {
@@ -82,10 +82,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await
 }
 
-/// As [`blocking`], for what the system may refuse.
+/// As [`blocking`], for work that can fail.
 ///
 /// # Errors
-/// As `work`, or when its thread is gone.
+/// The error of `work`, or the end of its thread.
 pub(crate) async fn io<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -93,7 +93,7 @@ pub(crate) async fn io<T: Send + 'static>(
     done.unwrap_or_else(|gone| Err(io::Error::other(gone)))
 }
 
-/// A thread that [`thread`] has started.
+/// A thread started by [`thread`].
 #[derive(Debug)]
 pub(crate) enum Thread {
     System(std::thread::JoinHandle<()>),
@@ -101,7 +101,7 @@ pub(crate) enum Thread {
 }
 
 impl Thread {
-    /// Whether its work is done.
+    /// Returns whether the work is finished.
     pub(crate) fn is_finished(&self) -> bool {
         match self {
             Self::System(thread) => thread.is_finished(),
@@ -110,11 +110,11 @@ impl Thread {
     }
 }
 
-/// Does `work` on a thread of its own, with the nice value `nice` if there is one: threads that the work starts have it
-/// too. In a run, `work` is done at once, after the time that the run says.
+/// Runs `work` on a separate thread with the nice value `nice`, if given; threads that the work starts inherit the
+/// value. In a test run, runs `work` at once, after the time that the run specifies.
 ///
 /// # Errors
-/// When the system has no thread to give.
+/// When the system cannot create a thread.
 pub(crate) fn thread(
     name: &'static str,
     nice: Option<i32>,
@@ -129,7 +129,7 @@ pub(crate) fn thread(
     }
     let builder = std::thread::Builder::new().name(name.to_owned());
     let spawned = builder.spawn(move || {
-        // The kernel keeps a priority for each thread.
+        // The kernel keeps one priority per thread.
         if let Some(nice) = nice {
             let _ = kmorph_launch::niceness::set_own(nice);
         }

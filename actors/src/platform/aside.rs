@@ -1,20 +1,20 @@
-//! Work of the backend that may wait for a disk, or looks at every process there is: done on another thread, because
-//! the one of the actors is everybody's.
+//! Runs backend work on another thread if it may wait for a disk or scans all processes, because all actors share
+//! one thread.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-/// The thread of the work is gone: it panicked, or the daemon ends.
+/// The thread of the work has ended: the work panicked, or the daemon stops.
 #[derive(Debug, thiserror::Error)]
 #[error("the thread that did it is gone: {0}")]
 pub(crate) struct ThreadGone(#[from] tokio::task::JoinError);
 
-/// Whose turn it is to start a process, or to look whether one was started.
+/// A lock for starting a process, and for checking whether a process was started.
 ///
-/// A spawn goes on when whoever asked for it is gone meanwhile. Who then looks for what it has started waits until it
-/// is done: what is found to be missing must not appear afterwards. And sockets that a process is to inherit can be
-/// inherited by any that is started at the same moment, so that only one is.
+/// A spawn continues after its caller is gone. A caller that then looks for the started process waits until the spawn
+/// is over, so that a process found missing cannot appear afterwards. Also, any process started at the same time
+/// would inherit the sockets meant for one process, so only one process starts at a time.
 #[derive(Clone, Debug, Default)]
 pub struct Turn(Arc<Mutex<()>>);
 
@@ -34,7 +34,7 @@ impl Turn {
     }
 }
 
-/// Does the work on a thread where it may block. It is done to its end, also when nobody waits for it any more.
+/// Runs the work on a thread that may block. The work runs to its end, even if the caller no longer waits.
 pub(crate) async fn run<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, ThreadGone> {

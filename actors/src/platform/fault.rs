@@ -1,12 +1,12 @@
-//! Panics and deaths on demand, for the tests that kill an actor or the daemon at an exact place.
+//! Panics and deaths on demand, for tests that kill an actor or the daemon at an exact place.
 //!
-//! Only in debug builds: where the environment names a directory in `KMORPH_FAULTS`, an actor that
-//! passes the point `x` panics once for each file `x` that it finds, and takes, there; a daemon that passes the step
-//! `y` is killed when it finds, and takes, a file `die before y`. A run of a test in one process says by itself which
-//! actor panics where ([`begin`]). A release build has none of this.
+//! Only in debug builds, with a directory in the environment variable `KMORPH_FAULTS`: an actor that passes the point
+//! `x` panics once for each file `x` there, and removes the file. A daemon that passes the step `y` removes a file
+//! `die before y` and is killed. A test run in one process selects the panicking actor and place itself ([`begin`]).
+//! Release builds contain none of this.
 
-/// Asks `panics` from now on whether an actor of this thread panics at a place, by the place's name. In a release build
-/// none does.
+/// From now on, calls `panics` with the name of each point that an actor of this thread passes; the actor panics if the
+/// result is true. Has no effect in a release build.
 pub fn begin(panics: impl FnMut(&str) -> bool + 'static) {
     #[cfg(debug_assertions)]
     debug::begin(Box::new(panics));
@@ -14,10 +14,10 @@ pub fn begin(panics: impl FnMut(&str) -> bool + 'static) {
     drop(panics);
 }
 
-/// A place where a test may have the calling actor panic.
+/// Marks a point where a test may make the calling actor panic.
 ///
 /// # Panics
-/// In a debug build, when the file is there.
+/// In a debug build, when the file exists.
 #[inline]
 pub(crate) fn point(name: &str) {
     #[cfg(debug_assertions)]
@@ -26,7 +26,7 @@ pub(crate) fn point(name: &str) {
     let _ = name;
 }
 
-/// A step before which a test may have the daemon killed, as by SIGKILL from outside.
+/// Marks a step before which a test may kill the daemon, as by SIGKILL from outside.
 #[inline]
 pub(crate) fn step(name: &str) {
     #[cfg(debug_assertions)]
@@ -66,7 +66,7 @@ mod debug {
 
     pub(super) fn step(name: &str) {
         if taken(&format!("die before {name}")) {
-            // Nothing is cleaned up and nothing is told, as when another process sends the signal.
+            // No cleanup and no notice, as when another process sends the signal.
             let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
         }
     }

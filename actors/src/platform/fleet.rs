@@ -1,4 +1,4 @@
-//! What the actors of one instance tell and ask the whole of them, without knowing who that is.
+//! Messages from the actors of one instance to the supervisor, which the actors do not know by type.
 
 use crate::model::RecoveryRecord;
 use actix::prelude::*;
@@ -6,46 +6,46 @@ use kmp_proto::message::RecoverCompleteFixed;
 
 use crate::model::generation::AnyGeneration;
 
-/// Where the actors of one instance turn to.
+/// Recipients of the messages.
 #[derive(Clone)]
 pub struct Fleet {
-    /// Hears of them.
+    /// Receives the news.
     pub news: Recipient<FleetNews>,
-    /// Knows the others.
+    /// Knows the other instances.
     pub survivors: Recipient<GetSurvivors>,
 }
 
-/// What is told.
+/// News about an instance.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub enum FleetNews {
     /// An instance waits for its recovery to be admitted.
     RecoveryWanted(String),
-    /// Its recovery is over, or not needed any more.
+    /// The recovery is over, or no longer needed.
     RecoveryReturned(String),
     /// An instance has been terminated.
     Gone(String),
-    /// A recovery to be shown.
+    /// A recovery to show.
     Recovery(Box<RecoveryRecord>),
-    /// Survivors are to be told the topology.
+    /// The topology to report to survivors.
     Recovered(Recovered),
 }
 
 /// A recovery has ended.
 #[derive(Clone, Debug)]
 pub struct Recovered {
-    /// How it ended.
+    /// The result.
     pub fixed: RecoverCompleteFixed,
-    /// Whose it was.
+    /// The recovered instance.
     pub instance: String,
 }
 
-/// Generations that serve and are not in the middle of something, but for those of one instance.
+/// Requests the generations that serve and have no work under way, except those of one instance.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<AnyGeneration>")]
 pub struct GetSurvivors(pub String);
 
-/// What an instance tells its job when the instance starts over: what the job would have done is done by another.
+/// Tells a job that its instance starts over: another job does the remaining work.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Abandon;

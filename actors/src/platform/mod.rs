@@ -1,4 +1,4 @@
-//! What actors stand on: the journal, the connections, events, operations, clocks and threads.
+//! Services that all actors use: the journal, the connections, events, operations, clocks and threads.
 
 pub mod ambient;
 pub mod aside;
@@ -20,7 +20,7 @@ use slog::{Logger, o};
 
 use crate::model::settings::Settings;
 
-/// What every actor writes to, speaks over and is configured by. Cheap to clone; stays on its thread.
+/// Journal, connections, events, operations, configuration. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Platform {
     /// The log.
@@ -31,14 +31,14 @@ pub struct Platform {
     pub transport: transport::TransportHandle,
     /// The event stream.
     pub events: events::EventLog,
-    /// Long work.
+    /// Operations under way.
     pub operations: operations::Operations,
-    /// Configuration in force.
+    /// The configuration in force.
     pub settings: Rc<RefCell<Settings>>,
 }
 
 impl Platform {
-    /// The same, for what is done within a morph: its log lines say so.
+    /// Returns a clone for a morph: its log lines name the session.
     #[must_use]
     pub fn within(&self, session: u64) -> Self {
         Self {

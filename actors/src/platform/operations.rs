@@ -1,8 +1,8 @@
-//! Operations: long work that can be watched, listed and cancelled.
+//! Operations: long work that clients can watch, list and cancel.
 //!
-//! Whoever does the work holds a [`Handle`]; everyone else sees the [`Operation`] through
-//! [`Operations`]. A handle that is dropped without a result fails its operation: work that
-//! vanished (a panicked actor) never stays "running".
+//! The worker holds a [`Handle`]; all others see the [`Operation`] through [`Operations`]. A handle
+//! that is dropped without a result fails its operation, so that the operation of a panicked actor
+//! does not stay "running".
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::platform::journal::{Change, Journal, OPERATIONS_KEPT, Record};
 use crate::platform::wall_clock;
 
-/// Operations that may be under way at once.
+/// Maximum number of concurrent operations.
 pub const OPERATIONS_RUNNING_MAX: usize = 4096;
 
 /// All operations. Cheap to clone; shared by all threads.
@@ -37,8 +37,8 @@ struct Table {
     next_id: u64,
 }
 
-/// An operation as it is kept. One that is over changes no more and is seldom looked at: as text it takes a fraction
-/// of the memory that its result takes as values.
+/// A stored operation. A finished one no longer changes and is rarely read: as text it takes a fraction of the
+/// memory that its result takes as values.
 enum Entry {
     UnderWay {
         operation: Box<Operation>,
@@ -81,7 +81,7 @@ pub struct Handle {
 }
 
 impl Operations {
-    /// Continues from the journal. What was running when the last daemon ended is still shown as running
+    /// Continues from the journal. Operations that were running when the last daemon ended stay running
     /// until [`Operations::fail_orphans`].
     pub fn new(stored: Vec<Operation>, journal: Addr<Journal>) -> Self {
         let mut by_id = BTreeMap::new();
@@ -164,7 +164,7 @@ impl Operations {
         })
     }
 
-    /// Fails everything that is still running: it was begun by a daemon that has ended.
+    /// Fails all operations that are still running: an earlier daemon began them.
     pub fn fail_orphans(&self) {
         let orphans: Vec<_> = {
             let table = self.table();
@@ -179,27 +179,27 @@ impl Operations {
         }
     }
 
-    /// One operation.
+    /// Returns one operation.
     ///
     /// # Errors
-    /// When there is none of this id.
+    /// When the id is unknown.
     pub fn get(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();
         let found = number(id).and_then(|n| table.by_id.get(&n));
         found.ok_or_else(|| unknown(id))?.read()
     }
 
-    /// All operations kept, oldest first.
+    /// Returns all stored operations, oldest first.
     pub fn list(&self) -> Vec<Operation> {
         self.table().by_id.values().flat_map(Entry::read).collect()
     }
 
-    /// How many are under way.
+    /// Returns the number of operations under way.
     pub fn running(&self) -> usize {
         self.table().by_id.values().filter(|e| !e.is_over()).count()
     }
 
-    /// Asks for every operation of this kind to be undone; how many are under way.
+    /// Requests the cancellation of all operations of this kind. Returns the number of them under way.
     pub fn cancel_all(&self, kind: OperationKind) -> usize {
         let table = self.table();
         let mut count = 0;
@@ -214,15 +214,15 @@ impl Operations {
         count
     }
 
-    /// Wakes with every change of any operation.
+    /// Wakes on each change of any operation.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 
-    /// Asks for an operation to be undone. The worker decides when it can be.
+    /// Requests the cancellation of an operation. The worker decides when to cancel.
     ///
     /// # Errors
-    /// When there is none of this id, it is over, or its kind cannot be undone.
+    /// When the id is unknown, the operation is over, or its kind cannot be cancelled.
     pub fn cancel(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();
         let entry = number(id)
@@ -268,7 +268,7 @@ impl Operations {
         self.inner.changed.send_modify(|n| *n += 1);
     }
 
-    /// Progress is not stored: only the beginning and the end matter to a later daemon.
+    /// Progress is not stored: a later daemon needs only the beginning and the end.
     fn store(&self, id: u64, json: Arc<str>) {
         let change = Change::Operation(id, json);
         self.inner.journal.do_send(Record(vec![change]));
@@ -297,17 +297,17 @@ impl Table {
 }
 
 impl Handle {
-    /// The operation's id, as callers know it.
+    /// Returns the operation's id, as clients use it.
     pub fn id(&self) -> String {
         format!("op-{}", self.id)
     }
 
-    /// The operation as it is now.
+    /// Returns the current state of the operation.
     pub fn snapshot(&self) -> Option<Operation> {
         self.operations.get(&self.id()).ok()
     }
 
-    /// Says which step is under way.
+    /// Sets the current step.
     pub fn step(&self, step: impl Into<String>) {
         let step = step.into();
         self.operations.change(self.id, |o| {
@@ -318,17 +318,17 @@ impl Handle {
         });
     }
 
-    /// Says how far the present step is.
+    /// Sets the progress of the current step.
     pub fn progress(&self, progress: Progress) {
         self.operations.change(self.id, |o| o.progress = progress);
     }
 
-    /// True once someone asked for it to be undone.
+    /// Returns true once a cancellation was requested.
     pub fn cancel_requested(&self) -> bool {
         *self.cancel.borrow()
     }
 
-    /// Completes when someone asks for it to be undone.
+    /// Completes when a cancellation is requested.
     pub fn cancelled(&self) -> impl Future<Output = ()> + 'static {
         let mut cancel = self.cancel.clone();
         async move {
@@ -338,17 +338,17 @@ impl Handle {
         }
     }
 
-    /// Ends it with success.
+    /// Ends the operation with success.
     pub fn succeed(mut self, result: Option<OperationResult>) {
         self.end(OperationState::Succeeded, result, None);
     }
 
-    /// Ends it without its goal.
+    /// Ends the operation with an error.
     pub fn fail(mut self, error: Failure, result: Option<OperationResult>) {
         self.end(OperationState::Failed, result, Some(error));
     }
 
-    /// Ends it undone, as was asked.
+    /// Ends the operation as cancelled.
     pub fn undone(mut self, result: Option<OperationResult>) {
         self.end(OperationState::Cancelled, result, None);
     }
@@ -400,7 +400,7 @@ fn unknown(id: &str) -> Failure {
     .hint(Command::ListOperations)
 }
 
-/// What to do in place of cancelling, where nothing can be undone.
+/// Returns the command to use instead of a cancellation, if the operation cannot be cancelled.
 fn instead_of_cancelling(operation: &Operation) -> Option<Command> {
     let instance = operation.instance.clone();
     match operation.kind {

@@ -1,24 +1,24 @@
-//! What a run of a test sees of the engines: each step that one takes. The daemon shows nothing and keeps nothing.
+//! Reports each step of the engines to a test run. The daemon reports and stores nothing.
 
 use std::cell::RefCell;
 
-/// Which engine.
+/// The engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Machine {
-    /// Of an instance.
+    /// An instance's.
     Instance,
-    /// Of a recovery.
+    /// A recovery's.
     Recovery,
-    /// Of a morph.
+    /// A morph's.
     Morph,
 }
 
-/// A step of an engine, in the names of its transition table.
+/// A step of an engine, with the names of its transition table.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// The engine.
     pub machine: Machine,
-    /// Name of the instance that it belongs to.
+    /// Name of its instance.
     pub instance: String,
     /// The state before.
     pub from: &'static str,
@@ -26,7 +26,7 @@ pub struct Step {
     pub event: &'static str,
     /// The state after.
     pub to: &'static str,
-    /// What followed, as far as that is known: of instances only.
+    /// Effects of the step, as far as known; only for instances.
     pub effects: Vec<&'static str>,
 }
 
@@ -36,12 +36,12 @@ thread_local! {
     static EYE: RefCell<Option<Eye>> = const { RefCell::new(None) };
 }
 
-/// Shows `eye` all steps on this thread from now on. It may not take steps itself.
+/// Passes all later steps on this thread to `eye`, which must not take steps itself.
 pub fn begin(eye: impl FnMut(Step) + 'static) {
     EYE.with_borrow_mut(|current| *current = Some(Box::new(eye)));
 }
 
-/// Shows a step.
+/// Reports a step.
 pub(crate) fn show(step: impl FnOnce() -> Step) {
     EYE.with_borrow_mut(|eye| {
         if let Some(eye) = eye {

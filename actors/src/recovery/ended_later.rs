@@ -30,7 +30,7 @@ pub(crate) fn ended_later(
 }
 
 impl EndedLater {
-    /// The message for people.
+    /// Returns the message for people.
     pub(crate) fn text(&self) -> String {
         match (&self.record.outcome, &self.record.reason) {
             (RecoveryOutcome::Recovered, _) => {
@@ -40,7 +40,7 @@ impl EndedLater {
         }
     }
 
-    /// The message for the survivors.
+    /// Returns the message for the survivors.
     pub(crate) fn told(&self) -> Recovered {
         let (new_generation, outcome) = match self.record.outcome {
             RecoveryOutcome::Recovered => (self.generation, WireOutcome::Recovered),
@@ -59,7 +59,7 @@ impl EndedLater {
         }
     }
 
-    /// The record to show and the change to write.
+    /// Returns the record to show and the change to write.
     pub(crate) fn entry(self) -> (Box<RecoveryRecord>, Change) {
         let phase = "done".to_owned();
         let record = self.record;

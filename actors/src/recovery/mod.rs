@@ -115,8 +115,8 @@ pub enum SuccessorNews {
     Failed(String),
 }
 
-/// The capture policy for this failure. If only the program failed, the kernel's memory has no evidence. A generation
-/// that never ran, or that ran before the host rebooted, has no memory left.
+/// Returns the capture policy for this failure. If only the program failed, the kernel's memory has no evidence. A
+/// generation that never ran, or that ran before the host rebooted, has no memory left.
 fn capture_policy(machine: &Machine, plan: &Plan) -> CapturePolicy {
     let placement = plan.failed.placement();
     let ran = placement.is_some_and(|placed| placed.host_boot_id == machine.host_boot_id);
@@ -373,7 +373,7 @@ impl RecoveryJob {
         ctx.spawn(dumped.map(|dumped, act, ctx| act.captured(dumped, ctx)));
     }
 
-    /// Milliseconds since the verdict.
+    /// Returns milliseconds since the verdict.
     fn since_verdict(&self) -> f64 {
         (clock::now() - self.plan.verdict_at).as_secs_f64() * 1000.0
     }

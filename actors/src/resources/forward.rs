@@ -73,7 +73,7 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Whether `instance` has forwarded ports.
+    /// Returns whether `instance` has forwarded ports.
     pub fn has(&self, instance: &str) -> bool {
         self.instances.contains_key(instance)
     }
@@ -195,7 +195,7 @@ mod tests {
 
     const PORT: u16 = 6379;
 
-    /// A generation that answers each byte with its number.
+    /// Returns a generation that answers each byte with its number.
     fn generation(number: u8, dir: &std::path::Path) -> Target {
         let path: PathBuf = dir.join(format!("{number}.sock"));
         let bound = UnixVsockListener::bind(&path, u32::from(PORT)).unwrap();

@@ -21,20 +21,20 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// The next generation of `instance`. It counts once its row is in the journal.
+    /// Returns the next generation of `instance`. It counts once its row is in the journal.
     pub fn next_generation(&mut self, instance: &str) -> u64 {
         let last = self.generations.entry(instance.to_owned()).or_default();
         *last += 1;
         *last
     }
 
-    /// The next recovery.
+    /// Returns the next recovery.
     pub fn next_recovery(&mut self) -> u64 {
         self.recovery += 1;
         self.recovery
     }
 
-    /// The next morph session.
+    /// Returns the next morph session.
     pub fn next_session(&mut self) -> u64 {
         self.session += 1;
         self.session

@@ -49,7 +49,7 @@ pub enum PoolExhausted {
     },
 }
 
-/// A size in its largest binary unit: whole, or with one decimal, rounded down.
+/// Returns a size in its largest binary unit: whole, or with one decimal, rounded down.
 fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let reached = units.into_iter().find(|(shift, _)| bytes >> shift > 0);
@@ -82,7 +82,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool without leases.
+    /// Creates a pool without leases.
     pub fn new(mut stock: Stock) -> Self {
         stock.cpus.sort_unstable();
         stock.cpus.dedup();
@@ -150,12 +150,12 @@ impl Pool {
         };
     }
 
-    /// All holders of leases.
+    /// Returns all holders of leases.
     pub fn holders(&self) -> Vec<Holder> {
         self.leases.keys().cloned().collect()
     }
 
-    /// Allocated and free resources.
+    /// Returns the allocated and free resources.
     pub fn usage(&self) -> PoolUsage {
         let unused = self.stock.cpus.iter().filter(|c| self.load(**c) == 0);
         PoolUsage {
@@ -187,7 +187,7 @@ impl Pool {
         memory_bytes.saturating_add(self.stock.bookkeeping_bytes)
     }
 
-    /// CPUs that can be allocated now, the least loaded first.
+    /// Returns the CPUs that can be allocated now, the least loaded first.
     fn candidates(&self) -> Vec<u16> {
         let mut loaded: Vec<_> = self
             .stock

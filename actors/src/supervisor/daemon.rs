@@ -48,7 +48,7 @@ fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
 }
 
 impl Supervisor {
-    /// CPUs and memory of the pool that others hold.
+    /// Returns the CPUs and memory of the pool that others hold.
     fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
         let backend = Arc::clone(self.services.backend());
         let run_dir = self
@@ -77,7 +77,7 @@ impl Supervisor {
         }
     }
 
-    /// The status, without the journal's own part.
+    /// Returns the status, without the journal's own part.
     fn status(&self) -> DaemonView {
         let settings = self.services.platform.settings.borrow();
         DaemonView {

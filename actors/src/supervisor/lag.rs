@@ -44,7 +44,7 @@ impl Lag {
         }
     }
 
-    /// Maximum delay in the last minute.
+    /// Returns the maximum delay in the last minute.
     pub(super) fn longest(&self) -> Duration {
         self.recent
             .front()

@@ -86,7 +86,7 @@ struct Entry {
 }
 
 impl Supervisor {
-    /// An actor that first restores the contents of `snapshot`.
+    /// Creates an actor that first restores the contents of `snapshot`.
     pub fn new(services: Services, snapshot: Snapshot, backend_detail: String) -> Self {
         let recoveries = snapshot
             .recoveries
@@ -172,7 +172,7 @@ impl Supervisor {
         self.grant();
     }
 
-    /// The last generation number of `name`: once the actor is gone, only the supervisor knows it.
+    /// Returns the last generation number of `name`: once the actor is gone, only the supervisor knows it.
     fn newest_generation(&self, name: &str) -> Option<u64> {
         let numbers = self.services.generations.resources.numbers.borrow();
         numbers.generations.get(name).copied()
@@ -365,7 +365,7 @@ impl Supervisor {
         }
     }
 
-    /// The instances that have an actor; a spawn that is still being prepared has none.
+    /// Returns the instances that have an actor; a spawn that is still being prepared has none.
     fn running(&self) -> Vec<Addr<Instance>> {
         let entries = self.instances.values();
         entries.filter_map(|e| e.address.clone()).collect()

@@ -23,7 +23,7 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    /// The unfinished recovery record that this instance continues.
+    /// Returns the unfinished recovery record that this instance continues.
     pub(super) fn unfinished(&self) -> Option<u64> {
         match &self.beginning {
             Beginning::Adopted { recovery, .. } => recovery.as_ref().map(|record| record.id),
@@ -31,7 +31,7 @@ impl Restored {
         }
     }
 
-    /// The fate of recovery records that were under way.
+    /// Returns the fate of recovery records that were under way.
     pub(super) fn fate(&self) -> &'static str {
         match &self.beginning {
             Beginning::NeedsRecovery { .. } => {
@@ -46,7 +46,7 @@ impl Restored {
         }
     }
 
-    /// Whether the instance continues with the generation `row`.
+    /// Returns whether the instance continues with the generation `row`.
     fn keeps(&self, row: &AnyGeneration) -> bool {
         let in_morph = match &self.beginning {
             Beginning::Morphing(left) => {
@@ -112,7 +112,8 @@ pub(super) async fn restore(
     }
 }
 
-/// The recovery that started the running generation, if the last daemon ended before the generation was healthy.
+/// Returns the recovery that started the running generation, if the last daemon ended before the generation was
+/// healthy.
 fn unfinished(snapshot: &Snapshot, row: &InstanceRow) -> Option<Box<RecoveryRecord>> {
     let mut records = snapshot.recoveries.iter().map(|r| &r.record);
     let record =
@@ -121,7 +122,7 @@ fn unfinished(snapshot: &Snapshot, row: &InstanceRow) -> Option<Box<RecoveryReco
     succeeded.then(|| Box::new(record.clone()))
 }
 
-/// Whether the instance's spawn was under way when the last daemon ended, so that it was not healthy yet.
+/// Returns whether the instance's spawn was under way when the last daemon ended, so that it was not healthy yet.
 fn is_spawning(snapshot: &Snapshot, row: &InstanceRow) -> bool {
     snapshot.operations.iter().any(|operation| {
         let spawn = operation.kind == OperationKind::Spawn && operation.instance == row.name;
@@ -129,8 +130,8 @@ fn is_spawning(snapshot: &Snapshot, row: &InstanceRow) -> bool {
     })
 }
 
-/// The recovery that an instance needs: the remainder of one that was under way when the last daemon ended, or a new
-/// one with the cause `how`.
+/// Returns the recovery that an instance needs: the remainder of one that was under way when the last daemon ended,
+/// or a new one with the cause `how`.
 fn left_recovery(
     snapshot: &Snapshot,
     row: &InstanceRow,
@@ -172,7 +173,7 @@ fn left_recovery(
     }
 }
 
-/// The morph that was under way when the last daemon ended.
+/// Returns the morph that was under way when the last daemon ended.
 async fn left_morph(
     services: &Services,
     snapshot: &Snapshot,
@@ -219,7 +220,7 @@ async fn left_morph(
     })
 }
 
-/// A generation without any remainder in the journal or on the machine.
+/// Returns a generation without any remainder in the journal or on the machine.
 fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> AnyGeneration {
     let run_dir = services
         .platform
@@ -292,7 +293,7 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
     }
 }
 
-/// Whether an ending generation may still run because its fence was not confirmed.
+/// Returns whether an ending generation may still run because its fence was not confirmed.
 async fn may_run(services: &Services, generation: &AnyGeneration) -> bool {
     let AnyGeneration::Placed(placed) = generation else {
         return false;

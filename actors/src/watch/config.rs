@@ -11,7 +11,7 @@ use crate::model::settings::Settings;
 /// Timeout of an instance spawned with `--monitor=false`.
 const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The detector's configuration for an instance, from its policy and its monitor flag.
+/// Returns the detector's configuration for an instance, from its policy and its monitor flag.
 pub fn detector_config(settings: &Settings, instance: &InstanceRow) -> Config {
     let policy = &instance.policy;
     let timeout =

@@ -32,7 +32,7 @@ use crate::platform::clock;
 use crate::platform::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
 use crate::watch::patience::Patience;
 
-/// Number of probes whose send time is kept for the round trip.
+/// Maximum number of probes whose send time is kept for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
 /// Prefix of the line in a verdict's evidence that quotes the instance's console. Only the operator may see that line;
 /// notices to other instances omit it.
@@ -61,7 +61,7 @@ pub enum WatchKind {
     Relieved(Duration),
     /// The channel accepts no probes.
     Congested,
-    /// It has failed.
+    /// The generation has failed.
     Failed(Verdict),
     /// The watch panicked: the generation is unmonitored.
     Gone,
@@ -221,7 +221,7 @@ impl Watch {
         self.tell_owner(kind);
     }
 
-    /// Further evidence for a verdict.
+    /// Returns further evidence for a verdict.
     fn known(&mut self) -> Vec<String> {
         let sign = self.kernel_sign.take();
         let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));

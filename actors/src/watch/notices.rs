@@ -29,7 +29,7 @@ pub(super) struct LoadNotices {
 }
 
 impl LoadNotices {
-    /// Whether to report the new state `overloaded` to the owner.
+    /// Returns whether to report the new state `overloaded` to the owner.
     pub(super) fn changed(&mut self, overloaded: bool, now: Instant) -> bool {
         let soon = self
             .told_at

@@ -3,7 +3,7 @@
 use kmp_proto::detector::StuckCpus;
 use kmp_proto::message::{Health, HealthStatus, HealthStatusFixed, HeartbeatRsp};
 
-/// The health to report when the agent has reported `status`: a stuck CPU makes it at least degraded.
+/// Returns the health to report when the agent has reported `status`: a stuck CPU makes it at least degraded.
 pub(super) fn on_top(mut status: HealthStatus, stuck: Option<&StuckCpus>) -> HealthStatus {
     let Some(stuck) = stuck else {
         return status;
@@ -20,7 +20,7 @@ pub(super) fn on_top(mut status: HealthStatus, stuck: Option<&StuckCpus>) -> Hea
     status
 }
 
-/// The health in an answer, for an agent that has not reported any yet.
+/// Returns the health in an answer, for an agent that has not reported any yet.
 pub(super) fn unsaid(answer: &HeartbeatRsp) -> HealthStatus {
     HealthStatus {
         fixed: HealthStatusFixed {

@@ -19,27 +19,27 @@ use super::{Cgroup, Cgroups, NoCgroups};
 
 const CONTROL: &str = "cgroup.subtree_control";
 const CONTROLLER: &str = "memory";
-/// Where the agent of a limited generation runs.
+/// Name of the cgroup for a limited generation's agent.
 const AGENT: &str = "agent";
-/// Where its workload runs.
+/// Name of the cgroup for its workload.
 const WORKLOAD: &str = "workload";
-/// Limit that is tried, bytes. Nothing runs below it.
+/// Limit of the trial, bytes. No process runs below it.
 const TRIAL_BYTES: u64 = 1 << 20;
 
-/// A generation's cgroup, divided.
+/// A divided cgroup of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Divided {
-    /// Directory of the cgroup for the agent.
+    /// Directory of the agent's cgroup.
     pub(crate) agent: PathBuf,
-    /// Directory of the one for the workload, which is held to the generation's memory.
+    /// Directory of the workload's cgroup, which is limited to the generation's memory.
     pub(crate) workload: PathBuf,
 }
 
 impl Cgroups {
-    /// Divides the cgroup of a generation in which nothing runs yet, and limits its workload to `bytes`.
+    /// Divides the cgroup of a generation before any process runs in it, and limits its workload to `bytes`.
     ///
     /// # Errors
-    /// The kernel's. The cgroup is whole then: it can be entered itself.
+    /// The kernel's error. The cgroup is then undivided, so that processes can enter it.
     pub(crate) fn divide(&self, whole: &Cgroup, bytes: u64) -> io::Result<Divided> {
         self.enable()?;
         let divided = Divided {
@@ -55,7 +55,7 @@ impl Cgroups {
         Ok(divided)
     }
 
-    /// Lets the cgroups of this daemon's generations have the controller.
+    /// Enables the controller for the cgroups of this daemon's generations.
     fn enable(&self) -> io::Result<()> {
         if has_controller(&self.base, CONTROL)? {
             return Ok(());
@@ -67,10 +67,10 @@ impl Cgroups {
             .try_for_each(|directory| write(directory, CONTROL, "+memory"))
     }
 
-    /// Tries it with a cgroup for the purpose.
+    /// Tries the controller with the cgroup `trial`.
     ///
     /// # Errors
-    /// Why instances are not held to their memory.
+    /// Why the memory of instances cannot be limited.
     pub(super) fn try_memory(&self, trial: &Cgroup) -> Result<(), NoCgroups> {
         let place = self.base.ancestors().nth(2).unwrap_or(&self.base);
         let offered = has_controller(place, "cgroup.controllers");
@@ -101,9 +101,9 @@ impl Divided {
         std::fs::create_dir(&self.agent)?;
         std::fs::create_dir(&self.workload)?;
         write(&self.workload, "memory.max", &bytes.to_string())?;
-        // All of a workload or nothing: what is left when one of its processes is gone is seldom of use.
+        // Kill a workload as a whole: its remaining processes are seldom useful after one of them is gone.
         write(&self.workload, "memory.oom.group", "1")?;
-        // Not there without CONFIG_SWAP, or with swapaccount=0.
+        // The file is missing without CONFIG_SWAP, or with swapaccount=0.
         match write(&self.workload, "memory.swap.max", "0") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             written => written,
@@ -118,7 +118,7 @@ fn has_controller(directory: &Path, file: &str) -> io::Result<bool> {
     Ok(list.split_whitespace().any(|name| name == CONTROLLER))
 }
 
-/// Writes to a file that the kernel has made. (It must not be created where the kernel has none.)
+/// Writes to a file that the kernel has created. (A missing file must not be created.)
 fn write(directory: &Path, file: &str, text: &str) -> io::Result<()> {
     use std::io::Write;
     let path = directory.join(file);

@@ -22,47 +22,47 @@ use crate::contract::CgroupId;
 
 pub(crate) use memory::Divided;
 
-/// Directory, in the place that is ours to use, of everything that kmorph makes.
+/// Directory, in the place delegated to kmorph, of all its cgroups.
 const OWN_NAME: &str = "kmorph";
-/// Longest name of a directory, bytes (cgroup names are file names).
+/// Maximum length of a directory's name, bytes (cgroup names are file names).
 const NAME_MAX_BYTES: usize = 255;
-/// How often a directory is made again when another daemon removes its empty parent meanwhile.
+/// Maximum number of attempts to create a directory while other daemons remove its empty parent.
 const MAKE_ATTEMPTS: usize = 5;
-/// Deepest nesting of a workload's own cgroups that is looked through.
+/// Maximum nesting of a workload's own cgroups that is searched.
 const DEPTH_MAX: usize = 32;
-/// Longest wait for what was killed for a test to end.
+/// Maximum time until processes that a test has killed end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two looks.
+/// Interval between two checks.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// The cgroups of one daemon's generations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     base: PathBuf,
-    /// systemd has delegated the place.
+    /// True if systemd has delegated the place.
     is_delegated: bool,
-    /// Whether they can hold processes to an amount of memory.
+    /// Whether the cgroups can limit memory, or why not.
     memory: Result<(), NoCgroups>,
 }
 
-/// Why there are none, or why they do without something.
+/// Why there are no cgroups, or why they lack a function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NoCgroups(String);
 
 impl NoCgroups {
-    /// A reason of the caller's own, to do without.
+    /// Returns a reason from the caller.
     pub fn because(reason: &str) -> Self {
         Self(reason.to_owned())
     }
 }
 
 impl Cgroups {
-    /// Looks for a place for the cgroups of the daemon with this runtime directory, tries it with a process, and
-    /// removes what an earlier daemon left there empty.
+    /// Finds a place for the cgroups of the daemon with this runtime directory, tries it with a process, and
+    /// removes empty cgroups that an earlier daemon left there.
     ///
     /// # Errors
-    /// If there is no such place, saying why.
+    /// If there is no such place, with the reason.
     pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
         let place = place::find()?;
         let own = Self {
@@ -80,10 +80,10 @@ impl Cgroups {
         Ok(own)
     }
 
-    /// The same, and has them hold processes to an amount of memory, where that can be.
+    /// As [`Cgroups::find`], and enables memory limits if possible.
     ///
     /// # Errors
-    /// As [`Cgroups::find`]. Where memory cannot be limited they do without.
+    /// As [`Cgroups::find`]. If memory cannot be limited, the cgroups work without limits.
     pub fn find_limiting_memory(run_dir: &Path) -> Result<Self, NoCgroups> {
         let mut own = Self::find(run_dir)?;
         own.memory = match own.is_delegated {
@@ -95,21 +95,22 @@ impl Cgroups {
         Ok(own)
     }
 
-    /// Whether the memory of what runs in them can be limited, or why not.
+    /// Checks whether the memory of their processes can be limited, or why not.
     pub(crate) fn memory(&self) -> Result<(), &NoCgroups> {
         self.memory.as_ref().copied()
     }
 
-    /// Their parent directory.
+    /// Returns their parent directory.
     pub fn base(&self) -> &Path {
         &self.base
     }
 
-    /// Makes one, or takes one of this name that nothing lives in.
+    /// Creates a cgroup, or takes an existing empty one with this name.
     pub(crate) fn make(&self, name: &str) -> io::Result<Cgroup> {
         let path = self.base.join(name);
         if let Ok(left) = Cgroup::at(path.clone()) {
-            // It may be divided, and then nothing could enter it. One that something lives in stays as it is.
+            // The existing cgroup may be divided, so that no process could enter it. A cgroup with live processes stays
+            // as it is.
             let _ = left.remove();
         }
         for _ in 1..MAKE_ATTEMPTS {
@@ -122,7 +123,7 @@ impl Cgroups {
         Cgroup::at(path)
     }
 
-    /// Tries something with one that is made for it.
+    /// Runs `work` with a temporary cgroup.
     fn tried<T>(&self, work: impl FnOnce(&Cgroup) -> io::Result<T>) -> io::Result<T> {
         let trial = self.make("trial")?;
         let done = work(&trial);
@@ -130,7 +131,7 @@ impl Cgroups {
         done
     }
 
-    /// Removes the cgroups of this daemon that nothing lives in.
+    /// Removes the empty cgroups of this daemon.
     fn sweep(&self) {
         for child in children(&self.base) {
             if let Ok(cgroup) = Cgroup::at(child) {
@@ -141,12 +142,12 @@ impl Cgroups {
     }
 }
 
-/// Why memory is not limited in what systemd has delegated: see [`place`].
+/// Why memory is not limited in a delegation by systemd: see [`place`].
 const IN_A_UNIT: &str = "systemd could not start kmorphd again beside running instances if the memory controller were \
                          enabled in the cgroup of its unit; without Delegate= in the unit, kmorphd run by root uses the \
                          top of the hierarchy, and limits memory there";
 
-/// The result of the search, as text for people.
+/// Returns the result of the search, as text for people.
 pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     match found {
         Ok(cgroups) => format!("a cgroup for each instance, in {}", cgroups.base.display()),
@@ -154,7 +155,7 @@ pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     }
 }
 
-/// The same, and what holds instances to their memory that have no kernel of their own.
+/// As [`told`], with the way in which memory is limited for instances without their own kernel.
 pub(crate) fn told_with_memory(found: &Result<Cgroups, NoCgroups>) -> String {
     let memory = match found.as_ref().map(Cgroups::memory) {
         Ok(Ok(())) => "memory: held by memory.max".to_owned(),
@@ -205,10 +206,10 @@ impl Cgroup {
         })
     }
 
-    /// The one with this identity; `None` when it was removed. Nothing lives in it then.
+    /// Returns the cgroup with this identity; `None` if it was removed, so that none of its processes lives.
     ///
     /// # Errors
-    /// If it cannot be seen from here.
+    /// If it is not visible from here.
     pub(crate) fn known(id: &CgroupId) -> io::Result<Option<Self>> {
         match std::fs::metadata(&id.path) {
             Ok(found) => Ok((found.ino() == id.id).then(|| Self { id: id.clone() })),
@@ -227,22 +228,22 @@ impl Cgroup {
         &self.id.path
     }
 
-    /// Has a process enter it.
+    /// Moves a process into the cgroup.
     fn take_in(&self, process: u32) -> io::Result<()> {
         std::fs::write(self.id.path.join("cgroup.procs"), process.to_string())
     }
 
     fn try_out(&self) -> io::Result<()> {
-        // Older kernels (before 5.14) cannot end all of it at once.
+        // Kernels before 5.14 cannot kill a whole cgroup at once.
         std::fs::metadata(self.id.path.join("cgroup.kill"))?;
-        // It ends when its input does.
+        // The process ends when its input does.
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn()?;
         let taken_in = self.take_in(child.id());
         child.wait()?;
         taken_in
     }
 
-    /// Sends SIGKILL to everything in it and below it, what is being forked included.
+    /// Sends SIGKILL to all processes in it and below it, including those that are being forked.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match std::fs::write(self.id.path.join("cgroup.kill"), "1") {
             Err(error) if is_gone(&error) => Ok(()),
@@ -250,7 +251,7 @@ impl Cgroup {
         }
     }
 
-    /// Whether anything in it or below it has not ended.
+    /// Returns whether a process in it or below it has not ended.
     pub(crate) fn is_populated(&self) -> io::Result<bool> {
         match std::fs::read_to_string(self.id.path.join("cgroup.events")) {
             Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
@@ -259,7 +260,7 @@ impl Cgroup {
         }
     }
 
-    /// The processes in it and below it, as far as they can be seen.
+    /// Returns the processes in it and below it, as far as visible.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for directory in tree(&self.id.path) {
@@ -269,12 +270,12 @@ impl Cgroup {
         pids
     }
 
-    /// Removes it with those that a workload made below it.
+    /// Removes it, together with cgroups that a workload created below it.
     ///
     /// # Errors
-    /// If something lives in it.
+    /// If it has live processes.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        // Else those below it would go in which nothing lives just now.
+        // Otherwise empty cgroups below it would be removed although others have live processes.
         if self.is_populated()? {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
@@ -292,7 +293,7 @@ impl Cgroup {
     }
 }
 
-/// ENODEV: removed after its file was opened.
+/// ENODEV: it was removed after its file was opened.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
@@ -304,7 +305,7 @@ fn children(directory: &Path) -> Vec<PathBuf> {
     directories.map(|entry| entry.path()).collect()
 }
 
-/// The directory and those below it, each before its own.
+/// Returns the directory and all directories below it, children first.
 fn tree(root: &Path) -> Vec<PathBuf> {
     let mut all = vec![root.to_owned()];
     let mut level = all.clone();
@@ -318,7 +319,8 @@ fn tree(root: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// A path as one name: `/` becomes `-`, and what is no letter, digit or `_` its code, as in `systemd-escape --path`.
+/// Returns a path as one name: `/` becomes `-`, and characters other than letters, digits and `_` become their
+/// code, as in `systemd-escape --path`.
 fn escaped(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let mut name = String::new();
@@ -360,11 +362,11 @@ mod tests {
         };
         let cgroup = cgroups.make("web.1").unwrap();
         assert!(!cgroup.is_populated().unwrap());
-        // One of its own that a workload has, with nothing in it now.
+        // A workload's own cgroup, which is empty now.
         let inner = cgroup.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
         let mut command = Command::new("sh");
-        // A descendant that nothing else tells: another session, no environment, no parent of its own.
+        // A descendant without any other evidence: another session, no environment, another parent.
         command.args(["-c", "read go; setsid env -i sleep 600 & :"]);
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let taken_in = cgroup.take_in(child.id());
@@ -384,7 +386,7 @@ mod tests {
         cgroups.sweep();
         assert!(known().is_none());
         assert!(!cgroup.is_populated().unwrap());
-        // The same path is another cgroup now.
+        // The same path now belongs to another cgroup.
         let another = cgroups.make("web.1").unwrap();
         assert!(known().is_none());
         another.remove().unwrap();

@@ -1,4 +1,4 @@
-//! Finds a place in which kmorph may create cgroups: one delegated to this process, or one that nobody manages.
+//! Finds a place in which kmorph may create cgroups: one delegated to this process, or an unmanaged one.
 //!
 //! | cgroup of this process | place |
 //! |---|---|
@@ -9,8 +9,8 @@
 //!
 //! Whether the place is writable shows only on use.
 //!
-//! In a cgroup that systemd delegated, no controller is enabled. A process cannot enter a cgroup whose children have
-//! a controller, and systemd starts the daemon through the unit's own cgroup, even with `DelegateSubgroup=`: while
+//! In a cgroup that systemd delegated, no controller is enabled. A process cannot enter a cgroup whose children have a
+//! controller, and systemd starts the daemon through the unit's own cgroup, even with `DelegateSubgroup=`: while
 //! instances run, systemd could not restart it.
 
 use std::io;
@@ -21,22 +21,23 @@ use rustix::io::Errno;
 
 use super::{NoCgroups, OWN_NAME};
 
-/// Extended attributes with which systemd marks what it has delegated: the second for who may not read the first.
+/// Extended attributes with which systemd marks delegated cgroups; the second one is for readers without access to the
+/// first.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
 /// The type that statfs(2) returns for a cgroup2 file system (include/uapi/linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
-/// Where this process may make cgroups.
+/// The place for this process's cgroups.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The directory below which they are made.
+    /// Directory in which they are created.
     pub(super) path: PathBuf,
-    /// systemd has delegated the cgroup, and keeps starting processes in it.
+    /// True if systemd has delegated the cgroup, and keeps starting processes in it.
     pub(super) is_delegated: bool,
 }
 
-/// The place for the cgroups of this process, untried.
+/// Finds the place for the cgroups of this process, without trying it.
 pub(super) fn find() -> Result<Place, NoCgroups> {
     let read = |path: &str| {
         std::fs::read_to_string(path)
@@ -72,7 +73,7 @@ fn choose(own: &Path, top: &Path, is_delegated: impl Fn(&Path) -> bool) -> Place
     }
 }
 
-/// The path of this process in the hierarchy of version 2 (cgroups(7), /proc/pid/cgroup).
+/// Returns the path of this process in the version 2 hierarchy (cgroups(7), /proc/pid/cgroup).
 fn own_path(list: &str) -> Option<PathBuf> {
     let path = list.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(PathBuf::from(
@@ -80,7 +81,7 @@ fn own_path(list: &str) -> Option<PathBuf> {
     ))
 }
 
-/// Root and mount point of a cgroup2 file system (proc_pid_mountinfo(5)).
+/// Returns the root and mount point of a cgroup2 file system (proc_pid_mountinfo(5)).
 fn mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     let (fields, source) = line.split_once(" - ")?;
     if source.split(' ').next()? != "cgroup2" {
@@ -91,7 +92,7 @@ fn mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     Some((next()?, next()?))
 }
 
-/// Blanks and backslashes are written as three octal digits.
+/// Decodes blanks and backslashes, which are written as three octal digits.
 fn unescaped(text: &str) -> String {
     let mut plain = text.to_owned();
     for (code, character) in [
@@ -111,17 +112,18 @@ fn is_delegated(directory: &Path) -> bool {
         .any(|name| attribute(directory, name).is_some_and(|value| value == *b"1"))
 }
 
-/// The value of an extended attribute, if it is one byte long.
+/// Returns the value of an extended attribute, if it is one byte long.
 fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
     let mut value = [0; 1];
     let length = getxattr(path, name, &mut value).ok()?;
     (length == value.len()).then_some(value)
 }
 
-/// Checks that the nearest directory above `path` that exists is a cgroup: only then does its absence mean anything.
+/// Checks that the nearest existing directory above `path` is a cgroup: only then does the absence of `path` have a
+/// meaning.
 ///
 /// # Errors
-/// If it is not.
+/// If it is not a cgroup.
 pub(super) fn is_cgroup2(path: &Path) -> io::Result<()> {
     for above in path.ancestors().skip(1) {
         match statfs(above) {

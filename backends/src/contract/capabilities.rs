@@ -8,42 +8,42 @@ use super::BackendKind;
 /// Why the memory of an instance cannot be captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uncaptured {
-    /// The reason, as it follows "cannot be captured: ".
+    /// The reason, which follows "cannot be captured: " in a message.
     pub reason: &'static str,
     /// The alternative.
     pub instead: &'static str,
 }
 
-/// The reason why there is no self-test of captures.
+/// Why there is no self-test of captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Untested {
-    /// The reason, as it follows "the backend X ".
+    /// The reason, which follows "the backend X " in a message.
     pub reason: &'static str,
-    /// Whether kmorph is to do it one day.
+    /// Whether a later version of kmorph will support it.
     pub planned: bool,
 }
 
-/// Budget for the downtime of a morph whose state stays where it is: the figure that kmorph promises.
+/// Downtime budget of a morph whose state stays in place: the figure that kmorph promises.
 const BUDGET_BY_REFERENCE: Duration = Duration::from_millis(10);
-/// Budget for the downtime of a morph of guests. Their memory is copied, and in software emulation the agents and
-/// workloads that are asked take ten times as long: a morph takes 15 to 60 ms there, with the machine.
+/// Downtime budget of a morph of guests. Their memory is copied, and in software emulation agents and workloads
+/// take ten times as long to answer: a morph takes 15 to 60 ms there, depending on the machine.
 const BUDGET_OF_GUESTS: Duration = Duration::from_millis(100);
 
 /// Part of the line of a kernel panic, on the console and in the kernel log (kernel/panic.c).
 pub const PANIC_LINE: &str = "Kernel panic - not syncing";
 
 impl BackendKind {
-    /// Whether each instance has a kernel of its own, which answers also when its agent does not.
+    /// Returns whether each instance has its own kernel, which can answer when its agent does not.
     pub fn boots_kernels(self) -> bool {
         matches!(self, Self::Qemu | Self::Multikernel)
     }
 
-    /// Whether the memory of a failed instance can be captured.
+    /// Returns whether the memory of a failed instance can be captured.
     pub fn captures_memory(self) -> bool {
         self.uncaptured().is_none()
     }
 
-    /// Why the memory of an instance cannot be captured; `None` when it can.
+    /// Returns why the memory of an instance cannot be captured; `None` if it can.
     pub fn uncaptured(self) -> Option<Uncaptured> {
         match self {
             Self::Qemu | Self::Multikernel => None,
@@ -54,7 +54,7 @@ impl BackendKind {
         }
     }
 
-    /// Why a backend whose kernels do not panic on request has no self-test.
+    /// Returns why a backend whose kernels do not panic on request has no self-test.
     pub fn untested(self) -> Untested {
         match self {
             Self::Multikernel => Untested {
@@ -68,15 +68,15 @@ impl BackendKind {
         }
     }
 
-    /// Whether survivors may read the memory of a failed instance, which is lent to them.
+    /// Returns whether the memory of a failed instance can be lent to survivors for reading.
     pub fn lends_memory(self) -> bool {
         matches!(self, Self::Qemu)
     }
 
-    /// The file in an instance's run directory that tells how its start went; where to look instead, when there is none.
+    /// Returns the file in an instance's run directory that records its start.
     ///
     /// # Errors
-    /// Where to look instead.
+    /// If there is no such file: another place to look at.
     pub fn start_log(self) -> Result<&'static str, &'static str> {
         match self {
             Self::Embedded => Ok("agent.log"),
@@ -87,7 +87,7 @@ impl BackendKind {
         }
     }
 
-    /// How the pool is given more CPUs and memory.
+    /// Returns how to add CPUs and memory to the pool.
     pub fn enlarging_the_pool(self) -> &'static str {
         match self {
             Self::Embedded | Self::Qemu => "enlarge [pool] and reload",
@@ -95,7 +95,7 @@ impl BackendKind {
         }
     }
 
-    /// The default of the budget for the downtime of a morph.
+    /// Returns the default downtime budget of a morph.
     pub fn downtime_budget(self) -> Duration {
         match self {
             Self::Qemu => BUDGET_OF_GUESTS,

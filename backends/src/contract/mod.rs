@@ -8,23 +8,23 @@
 //! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it is sufficient to
 //!    observe, reach, fence or terminate the instance. It identifies processes by pid, exact start time *and* boot
 //!    id, and the cgroup by path and inode, so that nothing reused is ever mistaken for the instance.
-//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded because the daemon died
-//!    meanwhile. It reads what exists, not what was intended.
+//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded because the daemon died.
+//!    It reads the actual state, not the intended one.
 //! 4. [`Backend::fence`] returns a certificate only after *observing* that nothing of the generation can run or do
-//!    I/O any more. If it cannot confirm that, it says so and keeps everything; a timeout is never a confirmation. A
-//!    fence of a generation that has already ended is confirmed the same way.
+//!    I/O any more. If it cannot confirm that, it returns an error and keeps everything; a timeout is never a
+//!    confirmation. A fence of a generation that has already ended is confirmed the same way.
 //! 5. [`Backend::release`] frees the resources of a fenced generation (sockets, memory, files). It needs the
 //!    certificate. Until then the agent's key is in the run directory ([`crate::key::KEY_FILE`]), in every backend: a
-//!    directory without a key belongs to nothing that may be running.
+//!    directory without a key belongs to no generation that may be running.
 //! 6. Every call can be repeated: a second fence or release of the same generation succeeds.
-//! 7. [`Backend::freeze`] stops a running generation and says whether it did: a generation that had already stopped
-//!    must not be resumed by [`Backend::resume`]. The caller records the freeze before it calls, so that a later
-//!    daemon can resume.
+//! 7. [`Backend::freeze`] stops a running generation and returns whether it did: a generation that had already
+//!    stopped must not be resumed by [`Backend::resume`]. The caller records the freeze before it calls, so that a
+//!    later daemon can resume.
 //! 8. [`Backend::lend`] lets a survivor read memory of a fenced generation, but never write to it. Whatever the
-//!    survivor does with it, [`Backend::take_back`] finishes within the backend's own time limit, and another daemon
-//!    can take back what this one lent.
-//! 9. A backend refuses a [`Placement`] that another backend created ([`Backend::check_own`]): what it sees of such a
-//!    generation means nothing, so it never reports it ended, fenced or released.
+//!    survivor does with the memory, [`Backend::take_back`] finishes within the backend's own timeout, and another
+//!    daemon can take back a loan of this one.
+//! 9. A backend refuses a [`Placement`] that another backend created ([`Backend::check_own`]): its observations of
+//!    such a generation are meaningless, so it never reports the generation ended, fenced or released.
 
 mod capabilities;
 mod placement;
@@ -47,11 +47,11 @@ pub use placement::{CgroupId, Containment, Endpoint, KernelInstance, Placement, 
 /// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.
 pub const HANDOVER_SOCKET: &str = "handover.sock";
 
-/// Name, in a generation's run directory, of an ELF core with a note of the kind `NT_PRSTATUS` for each of
-/// its CPUs, and hardly any memory.
+/// Name, in a generation's run directory, of an ELF core with a note of the type `NT_PRSTATUS` for each of
+/// its CPUs, and almost no memory.
 pub const REGISTERS: &str = "registers.elf";
 
-/// Which backend.
+/// The kind of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendKind {
@@ -59,12 +59,12 @@ pub enum BackendKind {
     Embedded,
     /// A Linux kernel in QEMU.
     Qemu,
-    /// A Linux kernel on its own CPUs and memory, beside the host's.
+    /// A Linux kernel on its own CPUs and memory, next to the host's.
     Multikernel,
 }
 
 impl BackendKind {
-    /// The name used in configuration, journal, API and logs.
+    /// Returns the name used in configuration, journal, API and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
@@ -83,18 +83,18 @@ pub struct HostListener {
     pub socket: OwnedFd,
 }
 
-/// The order for a spawn. The generation is durable in the journal before this is built.
+/// The parameters of a spawn. The generation is durable in the journal before this is created.
 #[derive(Debug)]
 pub struct SpawnSpec {
     /// The instance.
     pub name: InstanceName,
     /// Its new incarnation.
     pub generation: u64,
-    /// The kernel to run: read and checked, its hash known.
+    /// The kernel to run, already read and checked, with its hash.
     pub kernel: KernelImage,
-    /// Appended to the backend's own kernel command line.
+    /// Text to append to the backend's own kernel command line.
     pub cmdline: String,
-    /// An initramfs of the user's own, used instead of the built one (qemu).
+    /// The user's own initramfs, to use instead of the built one (qemu).
     pub initramfs: Option<PathBuf>,
     /// Host CPUs granted by the pool; never empty.
     pub cpus: Vec<u16>,
@@ -104,12 +104,12 @@ pub struct SpawnSpec {
     pub workload: Option<WorkloadSpec>,
     /// Ports of the workload.
     pub ports: Vec<PublishedPort>,
-    /// Listening sockets for those ports, in the same order, where the backend passes sockets
+    /// Listening sockets for those ports, in the same order, if the backend passes sockets
     /// ([`Backend::passes_sockets`]); empty otherwise.
     pub listeners: Vec<HostListener>,
-    /// Fresh, or the new side of a morph.
+    /// Fresh, or the target of a morph.
     pub start: StartMode,
-    /// The generation it takes over from, in a morph.
+    /// The source generation of a morph.
     pub predecessor: Option<Arc<Placement>>,
     /// Directory for this generation's sockets, logs and files: `<run>/instances/<name>/<generation>`.
     /// The backend creates it, mode 0700.
@@ -122,14 +122,14 @@ pub struct SpawnSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum ExitCause {
-    /// Its main process was ended by a signal.
+    /// A signal ended its main process.
     Signal {
         /// Signal number.
         signal: i32,
     },
     /// Its main process, or its kernel, ended by itself.
     Exited {
-        /// Exit status; `None` for a guest that powered off or a process that was not our child.
+        /// Exit status; `None` for a guest that powered off, or a process that is not a child of the daemon.
         status: Option<i32>,
     },
     /// Its kernel panicked. The processes still exist and hold its memory.
@@ -166,13 +166,13 @@ pub enum Observation {
 /// The host scheduler's account of one thread (proc_pid_schedstat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadTime {
-    /// Its number on the host.
+    /// Its id on the host.
     pub thread: i32,
     /// Time on a CPU since its start, up to the last tick of the scheduler.
     pub ran: Duration,
     /// Time since its start during which it was runnable but waited for a CPU. A wait in progress is not included.
     pub waited: Duration,
-    /// Whether it runs or is ready to.
+    /// Whether it runs or is ready to run.
     pub runnable: bool,
 }
 
@@ -189,12 +189,12 @@ pub struct MemoryRange {
     pub host_offset: u64,
 }
 
-/// CPUs and memory of the machine's pool that a daemon's own generations do not account for.
+/// CPUs and memory of the machine's pool that others than the daemon's own generations hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeldBesides {
     /// Physical ids; ids above 65535 are left out.
     pub cpus: Vec<u16>,
-    /// Bytes, with what the kernel keeps for its bookkeeping.
+    /// Memory including the kernel's bookkeeping, bytes.
     pub memory_bytes: u64,
 }
 
@@ -203,7 +203,7 @@ pub struct HeldBesides {
 pub struct Loan {
     /// Location of the memory for the survivor's kernel.
     pub place: LentPlace,
-    /// Which memory it is: by ascending offset, none over another; never empty.
+    /// The lent parts of the memory: sorted by offset, disjoint, never empty.
     pub windows: Vec<LentWindow>,
 }
 
@@ -214,7 +214,7 @@ pub enum LentPlace {
     PciPort(String),
 }
 
-/// Part of what a survivor was lent.
+/// A lent part of the memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LentWindow {
     /// Its physical address in the fenced kernel.
@@ -225,36 +225,36 @@ pub struct LentWindow {
     pub offset: u64,
 }
 
-/// Why a spawn failed. Nothing of it is left, unless the error says so.
+/// Why a spawn failed. Nothing of the generation is left, unless the error says so.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The request is invalid; the user must change it.
     #[error("{0}")]
     Refused(String),
-    /// The machine lacks something: the operator's to provide.
+    /// The machine lacks something that the operator must provide.
     #[error("{0}")]
     Unavailable(String),
     /// The spawn failed, and parts of it could not be undone: [`Backend::find`] finds them, and they are fenced and
     /// released like a running generation.
     #[error("{0}")]
     Remains(String),
-    /// The system failed while doing it.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
         /// The attempted action and its object.
         what: String,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
-/// The evidence for a confirmation; `docs/operations.md` says what each proves.
+/// The evidence for a confirmation; `docs/operations.md` describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
     /// The kernel reported the cgroup of its processes empty, and a scan of `/proc` found none outside.
     CgroupEmpty,
-    /// Two scans of `/proc` in a row found none of its processes.
+    /// Two consecutive scans of `/proc` found none of its processes.
     ScansEmpty,
     /// The host's kernel answered for its kernel instance (multikernel).
     KernelReport,
@@ -263,7 +263,7 @@ pub enum Proof {
 }
 
 impl Proof {
-    /// The name used in the journal and in logs.
+    /// Returns the name used in the journal and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::CgroupEmpty => "cgroup_empty",
@@ -283,33 +283,33 @@ pub struct Fenced {
     pub proof: Proof,
 }
 
-/// A fence that could not be confirmed. The order comes back, so that it can be tried again.
+/// A fence that could not be confirmed. It returns the order, so that the fence can be retried.
 #[derive(Debug, thiserror::Error)]
 #[error("the fence could not be confirmed: {reason}")]
 pub struct FenceUnconfirmed {
-    /// The order, still to be carried out.
+    /// The order, which remains to be carried out.
     pub order: FenceOrder,
     /// The observation that contradicts the end.
     pub reason: String,
 }
 
-/// Any other failure.
+/// Another failure.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct BackendError {
     /// The attempted action and its object.
     pub what: String,
-    /// The system's reason.
+    /// The system's error.
     pub source: std::io::Error,
 }
 
-/// A way to run instances. The module documentation has the rules.
+/// A way to run instances. The module's documentation contains the rules.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// Which one it is.
+    /// Returns the kind of this backend.
     fn kind(&self) -> BackendKind;
 
-    /// Refuses a placement that another backend made.
+    /// Refuses a placement that another backend created.
     ///
     /// # Errors
     /// If `placement` names another backend than [`Backend::kind`].
@@ -328,41 +328,42 @@ pub trait Backend: Send + Sync {
         })
     }
 
-    /// True when published ports work by passing the listening socket to the workload, false when
-    /// the daemon's forwarder carries bytes to the workload over vsock.
+    /// Returns true if the backend passes the listening sockets of published ports to the workload;
+    /// false if the daemon's forwarder carries the bytes to the workload over vsock.
     fn passes_sockets(&self) -> bool;
 
-    /// The listening sockets that a running generation was passed, where it is passed them: duplicates of those that it
-    /// has. Blocking.
+    /// Returns duplicates of the listening sockets that a running generation has, if the backend passes sockets.
+    /// Blocking.
     ///
     /// # Errors
-    /// If it does not answer, or not with sockets.
+    /// If the generation does not answer, or not with sockets.
     fn passed_sockets(&self, placement: &Placement) -> std::io::Result<Vec<OwnedFd>> {
         kmorph_launch::handover::ask_listeners(&placement.run_dir.join(HANDOVER_SOCKET))
     }
 
-    /// Checks once that instances can be started here at all, and says in a line what was found
+    /// Checks once whether instances can be started here, and returns the findings in one line
     /// (accelerator, vsock device). Called at the daemon's start.
     ///
     /// # Errors
-    /// If something it needs is missing, naming it and how to get it.
+    /// If a requirement is missing, with its name and a remedy.
     async fn probe(&self) -> Result<String, SpawnError>;
 
-    /// Removes what earlier daemons wrote down of generations below `run_dir` of which nothing is left; what was done, in
-    /// a line each. Called once at the daemon's start, after it has taken over what runs and before it starts anything.
+    /// Removes earlier daemons' records of generations below `run_dir` of which nothing is left. Returns one line for
+    /// each action. Called once at the daemon's start, after the daemon has taken over running generations and before
+    /// it starts any.
     ///
     /// # Errors
-    /// If the system could not be asked.
+    /// If a query of the system failed.
     async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
         let _ = run_dir;
         Ok(Vec::new())
     }
 
-    /// Resources of the machine's pool in use by others than the generations below `run_dir` that are `counted`, by
-    /// instance and number; none if the pool is the daemon's own.
+    /// Resources of the machine's pool that are in use by others than the `counted` generations below `run_dir`
+    /// (instance and number); none if the pool is the daemon's own.
     ///
     /// # Errors
-    /// If the system could not be asked.
+    /// If a query of the system failed.
     async fn held_besides(
         &self,
         run_dir: &std::path::Path,
@@ -375,13 +376,13 @@ pub trait Backend: Send + Sync {
     /// Starts an instance.
     ///
     /// # Errors
-    /// If it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
+    /// If it was not started; then nothing is left behind, except after [`SpawnError::Remains`].
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
 
     /// Looks for a spawn that may or may not have happened.
     ///
     /// # Errors
-    /// If the system could not be asked.
+    /// If a query of the system failed.
     async fn find(
         &self,
         name: &InstanceName,
@@ -392,82 +393,82 @@ pub trait Backend: Send + Sync {
     /// Observes the current state of the generation.
     ///
     /// # Errors
-    /// If the system could not be asked.
+    /// If a query of the system failed.
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError>;
 
-    /// Completes when the instance ends, its kernel panics or resets, and says how. At once when it
-    /// has ended already. Dropping the future stops watching and disturbs nothing. Never completes for a placement
-    /// of another backend.
+    /// Completes with the cause when the instance ends, or its kernel panics or resets; at once if it has ended
+    /// already. Dropping the future stops the watch and has no other effect. Never completes for a placement of
+    /// another backend.
     async fn ended(&self, placement: &Placement) -> ExitCause;
 
-    /// Asks it to shut down by itself; does not wait for it.
+    /// Requests a clean shutdown; does not wait for it.
     ///
     /// # Errors
-    /// If it could not be asked.
+    /// If the request failed.
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError>;
 
     /// Stops the generation for good and confirms it.
     ///
     /// # Errors
-    /// If the end could not be confirmed within the backend's own bound.
+    /// If the end could not be confirmed within the backend's own timeout.
     async fn fence(
         &self,
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed>;
 
-    /// Frees what a fenced generation held. Logs are kept.
+    /// Releases the resources of a fenced generation. Logs are kept.
     ///
     /// # Errors
-    /// If something could not be freed; what, is named.
+    /// If a resource could not be released, with its name.
     async fn release(
         &self,
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError>;
 
-    /// The instance's memory as the host can map it; empty where there is none to map. It stays there until the
-    /// generation is released, also after its fence.
+    /// Returns the instance's memory as the host can map it; empty if it cannot be mapped. The memory stays
+    /// until the generation is released, also after its fence.
     ///
     /// # Errors
-    /// If the system could not be asked.
+    /// If a query of the system failed.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
-    /// The accounts that the host's scheduler keeps of its processes' threads, as of now; none where the host keeps none.
-    /// Reads a few files of `/proc` and does not wait.
+    /// Returns the current scheduler accounts of its processes' threads; empty if the host has none. Reads a few
+    /// files of `/proc` and does not wait.
     fn scheduled(&self, placement: &Placement) -> Vec<ThreadTime> {
         let _ = placement;
         Vec::new()
     }
 
-    /// The panic message on the instance's console, else the last lines printed there, as one line of printable
-    /// characters; none if the backend keeps no console, or nothing was printed. Reads at most 64 KiB and does not
-    /// wait.
+    /// Returns the panic message on the instance's console, otherwise the last lines printed there, as one line
+    /// of printable characters; `None` if the backend keeps no console, or nothing was printed. Reads at most 64
+    /// KiB and does not wait.
     fn console_tail(&self, placement: &Placement) -> Option<String> {
         let _ = placement;
         None
     }
 
-    /// Has the memory of an instance that is about to be fenced last until its release also when the daemon does not;
-    /// false where there is none to keep.
+    /// Makes the memory of an instance that is about to be fenced survive the daemon, until its release. Returns
+    /// false if there is no memory to keep.
     ///
     /// # Errors
-    /// If it lasts no longer than the daemon.
+    /// If the memory lasts no longer than the daemon.
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
     }
 
-    /// Has an instance execute nothing until it is resumed, with its memory as it is; false when it executed nothing
-    /// before: it has ended, its kernel panicked, or somebody else stopped it.
+    /// Freezes an instance until it is resumed, without a change of its memory. Returns false if it executed nothing
+    /// before: it has ended, its kernel panicked, or another program stopped it.
     ///
     /// # Errors
-    /// If the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
+    /// If the backend cannot freeze, or the freeze could not be confirmed; the instance may be frozen all the same.
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
         Err(cannot("freezing", self.kind(), placement))
     }
 
-    /// Resumes a frozen instance. An instance that is already running, or has ended, is left as it is.
+    /// Resumes a frozen instance. Does nothing if it is running or has ended.
     ///
     /// # Errors
     /// If it could not be confirmed.
@@ -475,35 +476,36 @@ pub trait Backend: Send + Sync {
         Err(cannot("resuming", self.kind(), placement))
     }
 
-    /// Options for the kernel command line with which [`Backend::provoke_panic`] makes the kernel panic; none if the
-    /// backend cannot do that, or captures no memory.
+    /// Returns options for the kernel command line with which [`Backend::provoke_panic`] makes the kernel panic;
+    /// `None` if the backend cannot do that, or captures no memory.
     fn panic_cmdline(&self) -> Option<&'static str> {
         None
     }
 
-    /// Has the instance's kernel panic, for a test. It was started with [`Backend::panic_cmdline`].
+    /// Makes the instance's kernel panic, for a test. The instance was started with [`Backend::panic_cmdline`].
     ///
     /// # Errors
-    /// If it could not be done.
+    /// If it failed.
     async fn provoke_panic(&self, placement: &Placement) -> Result<(), BackendError> {
         Err(cannot("panicking the kernel of", self.kind(), placement))
     }
 
-    /// Has the registers of its CPUs written into the file [`REGISTERS`] of its run directory; false where it
-    /// has none, or nothing is left that knows them. The file goes with the release. For an instance that is
-    /// frozen, or has failed and was not fenced yet: it may be stopped for a moment.
+    /// Writes the registers of the instance's CPUs into the file [`REGISTERS`] of its run directory. Returns
+    /// false if it has none, or they can no longer be read. The release removes the file. Only for an
+    /// instance that is frozen, or has failed and was not fenced yet: it may be stopped for a moment.
     ///
     /// # Errors
-    /// If they should be there, and could not be had.
+    /// If the registers should exist but could not be read.
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
     }
 
-    /// Lends a survivor memory of a fenced generation, as [`Backend::memory_map`] names it, for reading only: the end
-    /// of it where it cannot be had whole. None where the backend cannot, or this survivor has no place for it. What
-    /// the survivor was lent before is taken back first. The survivor's kernel may find it only a moment later. What
-    /// the fenced kernel never touched can take memory of the host when it is read this way, until the release.
+    /// Lends a survivor memory of a fenced generation, as named by [`Backend::memory_map`], for reading only; only the
+    /// end of the memory if it does not fit. Returns `None` if the backend cannot lend, or this survivor has no place
+    /// for a loan. Takes an earlier loan of the survivor back first. The survivor's kernel may find the memory only a
+    /// moment later. Memory that the fenced kernel never touched may be allocated on the host when it is read this way,
+    /// until the release.
     ///
     /// # Errors
     /// If nothing was lent.
@@ -516,10 +518,10 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
-    /// Takes back what a survivor was lent, if anything; one that has ended has nothing any more.
+    /// Takes back a survivor's loan, if any; a survivor that has ended has none.
     ///
     /// # Errors
-    /// If its kernel has not let go of it within the backend's bound. It can be tried again.
+    /// If its kernel has not released the memory within the backend's timeout. The call can be repeated.
     async fn take_back(&self, survivor: &Placement) -> Result<(), BackendError> {
         let _ = survivor;
         Ok(())

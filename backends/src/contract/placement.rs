@@ -23,7 +23,7 @@ pub struct ProcessId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Endpoint {
-    /// A Unix socket that takes `CONNECT <port>`.
+    /// A Unix socket that accepts `CONNECT <port>`.
     Unix {
         /// Its path.
         path: PathBuf,
@@ -33,11 +33,11 @@ pub enum Endpoint {
         /// Context id.
         cid: u32,
     },
-    /// An AF_VSOCK address of a transport that each socket has to choose.
+    /// An AF_VSOCK address of a transport that must be selected per socket.
     ChosenVsock {
         /// Context id.
         cid: u32,
-        /// The socket option that chooses.
+        /// The socket option that selects the transport.
         option: i32,
     },
 }
@@ -66,49 +66,49 @@ pub struct KernelInstance {
 pub struct CgroupId {
     /// Its directory.
     pub path: PathBuf,
-    /// Inode of the directory: the kernel gives a number once in a boot.
+    /// Inode of the directory: the kernel assigns a number only once in a boot.
     pub id: u64,
 }
 
 /// Marks that the host's kernel preserves on a generation's processes, whatever they do to themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Containment {
-    /// The cgroup (version 2) that its processes were started in; `None` where none could be had.
+    /// The cgroup (version 2) in which its processes were started; `None` if none was available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupId>,
-    /// The resource limit `RLIMIT_RTTIME` that its processes were started with: a number that no other
-    /// generation has, far above any time that is ever measured. Descendants inherit it.
+    /// The resource limit `RLIMIT_RTTIME` with which its processes were started: a unique number, far
+    /// above any measured time. Descendants inherit it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<u64>,
 }
 
-/// The location of one generation of an instance: everything that a daemon needs to take it over.
+/// The location of one generation of an instance, with everything that a daemon needs to take it over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
-    /// Which backend made it.
+    /// The backend that created it.
     pub backend: BackendKind,
     /// The instance.
     pub name: InstanceName,
     /// Its incarnation.
     pub generation: u64,
-    /// Its processes, the one whose end is the instance's end first.
+    /// Its processes; the first one is the process whose end is the instance's end.
     pub processes: Vec<ProcessId>,
-    /// How to reach its agent.
+    /// The endpoint of its agent.
     pub endpoint: Endpoint,
     /// Its files.
     pub run_dir: PathBuf,
-    /// Host CPUs it was given.
+    /// Its host CPUs.
     pub cpus: Vec<u16>,
-    /// Memory it was given, in bytes.
+    /// Its memory, in bytes.
     pub memory_bytes: u64,
-    /// Release of the kernel it was started with.
+    /// Release of its kernel at the start.
     pub kernel_release: String,
-    /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
+    /// Boot id of the host at the spawn: after a host reboot nothing of the generation exists.
     pub host_boot_id: String,
-    /// How to identify its processes (embedded, qemu).
+    /// Identification of its processes (embedded, qemu).
     #[serde(default)]
     pub containment: Containment,
-    /// The kernel instance that it is (multikernel), which has no processes.
+    /// Its kernel instance (multikernel), which has no processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_instance: Option<KernelInstance>,
 }

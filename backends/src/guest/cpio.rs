@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-/// Every part of an archive begins at a multiple of this many bytes.
+/// Alignment of every part of an archive, bytes.
 const ALIGN: usize = 4;
 const TRAILER: &str = "TRAILER!!!";
 
@@ -13,7 +13,7 @@ const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFCHR: u32 = 0o020_000;
 
-/// An archive being written to `W`.
+/// An archive under construction, written to `W`.
 pub(super) struct Archive<W: Write> {
     to: W,
     inode: u32,
@@ -130,7 +130,7 @@ mod tests {
         let text = String::from_utf8_lossy(&bytes);
         assert!(text.starts_with("07070100000001000041ed"), "{text}");
         assert_eq!(bytes.len() % ALIGN, 0);
-        // Header 110 bytes, "etc\0": 114, padded to 116; the next entry begins there.
+        // The header has 110 bytes; with "etc\0" 114, padded to 116; the next entry begins there.
         assert_eq!(&bytes[116..122], b"070701");
         let data = text.find("hello").unwrap();
         assert_eq!(data % ALIGN, 0);
@@ -146,7 +146,7 @@ mod tests {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
-        // cpio is no part of a bare machine; the layout itself is tested above.
+        // A minimal machine may lack cpio; the test above covers the layout itself.
         let Ok(mut child) = spawned else { return };
         child.stdin.take().unwrap().write_all(&sample()).unwrap();
         let output = child.wait_with_output().unwrap();

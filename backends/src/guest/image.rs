@@ -3,7 +3,7 @@
 //! ```text
 //! /init                        the agent            \
 //! /lib/…, /lib64/…             its shared libraries  | built once for a kernel and kept in the
-//! /lib/modules/<name>.ko       what the kernel needs | cache: <cache>/guest-images/<key>.cpio
+//! /lib/modules/<name>.ko       required modules      | cache: <cache>/guest-images/<key>.cpio
 //! <the workload's own path>    its program          /
 //! /etc/kmorph/agent.json       the agent's configuration: a separate archive after the other
 //! ```
@@ -27,17 +27,17 @@ use sha2::{Digest, Sha256};
 use super::cpio::Archive;
 use super::modules::{ModuleError, ModuleTree};
 
-/// Where the agent finds its configuration in the guest.
+/// Path of the agent's configuration in the guest.
 pub(crate) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
-/// Part of every key: changes when the layout does.
+/// Version of the layout: a part of every key.
 const LAYOUT: &str = "3";
-/// Images that are kept; the oldest give way.
+/// Maximum number of cached images; the oldest are removed.
 const IMAGES_MAX: usize = 8;
-/// Images built by this process: tells apart those that are being built.
+/// Number of images built by this process: gives each image under construction a unique name.
 static BUILDS: AtomicU64 = AtomicU64::new(0);
-/// Largest program or library that is taken into an image, bytes.
+/// Maximum size of a program or library in an image, bytes.
 const FILE_MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// Directories that the agent mounts on, or that programs expect.
+/// Directories for the agent's mounts, or expected by programs.
 const DIRECTORIES: [&str; 8] = [
     "dev",
     "etc",
@@ -54,30 +54,30 @@ const DIRECTORIES: [&str; 8] = [
 pub(crate) struct Recipe {
     /// The kernel's release.
     pub(crate) release: String,
-    /// Its `lib/modules/<release>`; `None` when it has none, so everything is built in.
+    /// Its `lib/modules/<release>`; `None` if it has none, so that everything is built in.
     pub(crate) modules: Option<PathBuf>,
     /// Modules without which the daemon cannot reach the guest.
     pub(crate) needed: &'static [&'static str],
-    /// Modules that are loaded first where the kernel has them.
+    /// Modules that are loaded first, if the kernel has them.
     pub(crate) welcome: &'static [&'static str],
-    /// `kerf-vsock.ko` for this kernel, where it carries vsock in place of virtio.
+    /// `kerf-vsock.ko` for this kernel, if it carries vsock instead of virtio.
     pub(crate) kerf: Option<PathBuf>,
     /// The agent's program on the host.
     pub(crate) agent: PathBuf,
-    /// Programs on the host that the guest has at the same path.
+    /// Programs on the host that the guest gets at the same path.
     pub(crate) programs: Vec<PathBuf>,
 }
 
-/// An image. It is open: others may tidy the cache, or build the same one, at any time.
+/// An open image: others may prune the cache, or build the same image, at any time.
 #[derive(Debug)]
 pub(crate) struct GuestImage {
     pub(crate) archive: File,
-    /// Modules in the order in which the agent loads them, as paths in the guest.
+    /// Modules in the order of loading, as paths in the guest.
     pub(crate) modules: Vec<PathBuf>,
 }
 
 impl GuestImage {
-    /// A user's own image, which loads its modules itself.
+    /// Returns a user's own image, which loads its modules itself.
     pub(crate) fn own(path: &Path) -> Result<Self, ImageError> {
         let archive = open_named(path, OWN_IMAGE_MAX_BYTES);
         let archive = archive.map_err(|error| file("opening", path)(error.into()))?;
@@ -88,13 +88,13 @@ impl GuestImage {
     }
 }
 
-/// Kept beside an image.
+/// Data stored next to an image.
 #[derive(Serialize, Deserialize)]
 struct Contents {
     modules: Vec<PathBuf>,
 }
 
-/// Largest initramfs of a user's own, bytes.
+/// Maximum size of a user's own initramfs, bytes.
 const OWN_IMAGE_MAX_BYTES: u64 = 2 << 30;
 
 /// Why an image could not be built.
@@ -115,7 +115,7 @@ pub(crate) enum ImageError {
 }
 
 impl Recipe {
-    /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
+    /// Returns the image for this recipe, from the cache or built now. Blocking: a build takes about 50 ms.
     pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
         // Guests boot the images in this directory: no other user may write to it.
@@ -145,7 +145,7 @@ impl Recipe {
         Ok(GuestImage { archive, modules })
     }
 
-    /// Names the image by what it is made of: a file's identity, size and time stand for its bytes.
+    /// Returns the name of the image, derived from its inputs: a file's identity, size and time represent its contents.
     fn key(&self, files: &BTreeSet<PathBuf>) -> Result<String, ImageError> {
         let mut hash = Sha256::new();
         hash.update(LAYOUT);
@@ -179,7 +179,7 @@ impl Recipe {
         files: &BTreeSet<PathBuf>,
         to: &Path,
     ) -> Result<(File, Vec<PathBuf>), ImageError> {
-        // Others may build the same one now, in this process too.
+        // Others may build the same image at this time, in this process too.
         let own = BUILDS.fetch_add(1, Ordering::Relaxed);
         let partial = to.with_extension(format!("{}-{own}.partial", std::process::id()));
         let result = self.write(files, &partial).and_then(|modules| {
@@ -239,7 +239,7 @@ struct Image {
 }
 
 impl Image {
-    /// Adds the host's file `from` as `to`, with what leads to it.
+    /// Adds the host's file `from` as `to`, with its parent directories.
     fn copy(&mut self, from: &Path, to: &Path) -> Result<(), ImageError> {
         let data = read_named(from, FILE_MAX_BYTES);
         let data = data.map_err(|error| file("reading", from)(error.into()))?;
@@ -258,7 +258,7 @@ impl Image {
             .map_err(file("adding to the guest image", to))
     }
 
-    /// Adds a directory and those above it, once.
+    /// Adds a directory and its parents, once.
     fn directory(&mut self, path: &Path) -> io::Result<()> {
         let mut above: Vec<&Path> = path.ancestors().collect();
         above.reverse();
@@ -272,13 +272,13 @@ impl Image {
     }
 }
 
-/// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
+/// Writes the initramfs of a generation: the image, followed by an archive with the agent's configuration.
 pub(crate) fn with_configuration(
     image: &mut File,
     config: &[u8],
     mut file: File,
 ) -> io::Result<()> {
-    // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
+    // A user's own image may have any length; archives must begin at multiples of four bytes.
     let length = io::copy(&mut image.take(OWN_IMAGE_MAX_BYTES), &mut file)?;
     let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
     file.write_all(&[0; 4][..gap])?;
@@ -290,7 +290,7 @@ pub(crate) fn with_configuration(
     Ok(())
 }
 
-/// The shared libraries that a program is started with, as ldd(1) finds them; none for a static one.
+/// Returns the shared libraries of a program, from ldd(1); none for a static program.
 fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let output = Command::new("ldd")
         .arg(program)
@@ -320,7 +320,7 @@ fn prune(directory: &Path) -> io::Result<()> {
     let mut images = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        // Others tidy too: what is gone meanwhile is gone.
+        // Other processes prune too, so a missing file is not an error.
         if entry.path().extension().is_some_and(|e| e == "cpio")
             && let Ok(modified) = entry.metadata().and_then(|meta| meta.modified())
         {

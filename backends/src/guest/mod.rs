@@ -14,10 +14,10 @@ pub(crate) use image::{AGENT_CONFIG, GuestImage, ImageError, Recipe, with_config
 
 use crate::contract::{SpawnError, SpawnSpec};
 
-/// Least memory of a kernel, MiB: Debian's do not boot with less.
+/// Minimum memory of a kernel, MiB: Debian's kernels do not boot with less.
 pub const MEMORY_MIN_MIB: u64 = 128;
 
-/// The directory of the modules of a kernel: below `configured`, the one that the image lies in, `lib/modules` beside
+/// Returns the module directory of a kernel: below `configured`, the image's own directory, `lib/modules` next to
 /// the image, or the host's own.
 pub(crate) fn modules_of(spec: &SpawnSpec, configured: Option<&Path>) -> Option<PathBuf> {
     modules_near(spec.kernel.path(), spec.kernel.release(), configured)
@@ -34,15 +34,15 @@ fn modules_near(image: &Path, release: &str, configured: Option<&Path>) -> Optio
         .or_else(|| host.and_then(below))
 }
 
-/// The directory of `image`, where that is `modules/<release>`: newer packages install the image among its modules.
-/// A link to the image counts as the image.
+/// Returns the directory of `image`, if it is `modules/<release>`: newer packages install the image among its
+/// modules. A link to the image counts as the image.
 fn with_modules(image: &Path, release: &str) -> Option<PathBuf> {
     let image = image.canonicalize().ok()?;
     let own = image.parent().filter(|own| own.ends_with(release))?;
     own.join("modules.order").is_file().then(|| own.to_owned())
 }
 
-/// Refuses what no kernel can be booted with.
+/// Refuses a spawn that no kernel could boot.
 pub(crate) fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
     if spec.cmdline.split_whitespace().any(|word| word == "--") {
         let text = "the kernel command line must not contain a lone --: what follows it would be \
@@ -66,7 +66,7 @@ pub(crate) fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
     }
 }
 
-/// Refuses memory that no kernel boots with.
+/// Refuses memory that is too small for a kernel.
 pub(crate) fn check_memory(bytes: u64) -> Result<(), SpawnError> {
     let mib = bytes >> 20;
     if mib < MEMORY_MIN_MIB {
@@ -77,7 +77,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<(), SpawnError> {
     Ok(())
 }
 
-/// Why an image was not built, as the reason of a spawn that failed.
+/// Returns the spawn error for an image that was not built.
 pub(crate) fn image_failed(error: ImageError) -> SpawnError {
     match error {
         ImageError::File { what, path, source } => SpawnError::System {
@@ -88,7 +88,8 @@ pub(crate) fn image_failed(error: ImageError) -> SpawnError {
     }
 }
 
-/// The agent's configuration in a guest kernel; `modules` are loaded, and `vsock_option` chooses its vsock's transport.
+/// Returns the agent's configuration in a guest kernel; `modules` are loaded, and `vsock_option` selects the
+/// transport of its vsock.
 pub(crate) fn agent_config(
     spec: &SpawnSpec,
     key: Secret,
@@ -125,7 +126,7 @@ mod tests {
 
     const RELEASE: &str = "7.3.4-test";
 
-    /// A directory of modules at `path`, below `root`.
+    /// Creates a directory of modules at `path`, below `root`.
     fn tree(root: &Path, path: &str) -> PathBuf {
         let tree = root.join(path).join(RELEASE);
         std::fs::create_dir_all(&tree).unwrap();

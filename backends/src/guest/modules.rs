@@ -1,4 +1,4 @@
-//! The kernel modules that a guest needs, found in the tree that its kernel was packaged with.
+//! The kernel modules that a guest needs, from the module tree of its kernel's package.
 //!
 //! Dependencies come from the modules themselves (`depends=` in `.modinfo`), because an unpacked package has no
 //! `modules.dep` until depmod(8) has run. Modules that are built into the kernel (`modules.builtin`) need no loading.
@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 
 use kmorph_files::read_named;
 
-/// Largest list of modules that is read, bytes.
+/// Maximum size of a list of modules, bytes.
 const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// Largest module that is read, bytes, unpacked.
+/// Maximum size of an uncompressed module, bytes.
 const MODULE_MAX_BYTES: u64 = 64 * 1024 * 1024;
-/// Endings of packed modules and the programs that unpack them to their standard output.
+/// Suffixes of compressed modules, with the programs that decompress them to standard output.
 const PACKINGS: [(&str, &[&str]); 4] = [
     ("", &[]),
     (".xz", &["xz", "-dc"]),
@@ -22,7 +22,7 @@ const PACKINGS: [(&str, &[&str]); 4] = [
     (".gz", &["gzip", "-dc"]),
 ];
 
-/// One module, unpacked.
+/// One uncompressed module.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Module {
     /// Name with underscores.
@@ -31,7 +31,7 @@ pub(super) struct Module {
     pub(super) object: Vec<u8>,
 }
 
-/// Why the modules could not be had.
+/// Why the modules are unavailable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModuleError {
     #[error("reading {path:?}: {source}")]
@@ -53,13 +53,13 @@ pub(crate) enum ModuleError {
 #[derive(Debug)]
 pub(super) struct ModuleTree {
     root: PathBuf,
-    /// Name to path below the root, without the packing's ending.
+    /// Name to path below the root, without the compression suffix.
     files: HashMap<String, PathBuf>,
     builtin: HashSet<String>,
 }
 
 impl ModuleTree {
-    /// The tree at `root`, a `lib/modules/<release>`.
+    /// Returns the tree at `root`, a `lib/modules/<release>`.
     pub(super) fn open(root: &Path) -> Result<Self, ModuleError> {
         let mut files = HashMap::new();
         for line in list(&root.join("modules.order"))?.lines() {
@@ -75,8 +75,8 @@ impl ModuleTree {
         })
     }
 
-    /// The modules of `wanted` and their dependencies that are not built in, in the order in which they
-    /// can be loaded.
+    /// Returns the modules in `wanted` and their dependencies, except built-in ones, in an order in
+    /// which they can be loaded.
     pub(super) fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModuleError> {
         let mut done = HashSet::new();
         let mut order = Vec::new();
@@ -86,7 +86,7 @@ impl ModuleTree {
         Ok(order)
     }
 
-    /// Whether the kernel has it, built in or to be loaded.
+    /// Returns whether the kernel has the module, built in or loadable.
     pub(super) fn has(&self, name: &str) -> bool {
         self.builtin.contains(name) || self.files.contains_key(name)
     }
@@ -97,7 +97,7 @@ impl ModuleTree {
         done: &mut HashSet<String>,
         order: &mut Vec<Module>,
     ) -> Result<(), ModuleError> {
-        // Marked before its dependencies are visited: a ring of them, which no kernel has, ends too.
+        // Marked before its dependencies are visited, so that a cycle of dependencies, which no kernel has, ends too.
         if self.builtin.contains(name) || !done.insert(name.to_owned()) {
             return Ok(());
         }
@@ -171,7 +171,7 @@ fn unpack(path: &Path, program: &'static [&'static str]) -> Result<Vec<u8>, Modu
     }
 }
 
-/// The path without the ending of a packing.
+/// Returns the path without a compression suffix.
 fn unpacked(path: &str) -> &str {
     let endings = PACKINGS.iter().map(|(ending, _)| *ending);
     endings
@@ -180,13 +180,13 @@ fn unpacked(path: &str) -> &str {
         .unwrap_or(path)
 }
 
-/// A module's name: that of its file, with underscores.
+/// Returns a module's name: its file name with underscores.
 fn name_of(path: &str) -> Option<String> {
     let file = unpacked(path.trim()).rsplit('/').next()?;
     Some(file.strip_suffix(".ko")?.replace('-', "_"))
 }
 
-/// The dependencies in `depends=` of a module's `.modinfo` section, a list of NUL-ended `key=value`.
+/// Returns the dependencies in `depends=` of a module's `.modinfo` section, a list of NUL-terminated `key=value`.
 fn depends(object: &[u8]) -> Vec<String> {
     let text = object
         .split(|b| *b == 0)

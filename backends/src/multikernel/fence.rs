@@ -1,10 +1,10 @@
-//! Stopping a generation for good.
+//! Stops a generation for good.
 //!
-//! The fence halts the generation's CPUs by force, and the kernel must have seen them stop: the status `loaded` does
+//! The fence halts the generation's CPUs by force, and the kernel must confirm their stop: the status `loaded` does
 //! not prove that. To distinguish kernels that wait for the CPUs from those that do not, libkerf halts twice
 //! (`halt_by_force`). Kernels that do not wait (generations D and E) confirm nothing, and so this backend confirms
-//! nothing either: the generation keeps its resources until an operator removes the kernel instance with `kerf
-//! delete`, and the backend then finds it gone.
+//! nothing either: the generation keeps its resources until an operator removes the kernel instance with
+//! `kerf delete`, and the backend then finds it gone.
 //!
 //! A confirmed fence is written to the record before it is certified. Later observations rely on the record, because
 //! the status file is the same before and after.
@@ -52,7 +52,8 @@ impl Slots {
             return Ok((FenceMethod::NeverStarted, Confirmation::NothingFound));
         };
         match self.holds(placement).map_err(|error| error.to_string())? {
-            // The kernel takes only what runs nothing away, and we put only one in after the other's fence.
+            // The kernel removes only an instance without a running kernel, and this backend starts a generation only
+            // after the previous one's fence.
             Holds::Gone | Holds::Another => {
                 Ok((FenceMethod::AlreadyEnded, Confirmation::NothingFound))
             }
@@ -107,7 +108,7 @@ impl Slots {
         Ok(seen)
     }
 
-    /// Whether a kernel was ever loaded for the generation in this kernel instance.
+    /// Returns whether a kernel was ever loaded for the generation in this kernel instance.
     fn was_loaded(&self, name: &str) -> Result<bool, String> {
         let record = self.records.load(name).map_err(|error| error.to_string())?;
         Ok(record.is_some_and(|record| record.loaded_at.is_some()))

@@ -1,7 +1,8 @@
-//! The host's view of its memory, `/proc/kcore`: an ELF file whose segments name the physical addresses they show.
+//! The host's view of its memory, `/proc/kcore`: an ELF file whose segments contain the physical addresses of their
+//! memory.
 //!
-//! An instance's memory is host memory that the host does not use. `/dev/mem` does not show it with
-//! CONFIG_STRICT_DEVMEM, which distributions enable, whatever the kernel command line says; kcore does.
+//! An instance's memory is host memory that the host does not use. With CONFIG_STRICT_DEVMEM, which distributions
+//! enable, `/dev/mem` does not show it, with any kernel command line; kcore does.
 //!
 //! Source of the layout: Linux, fs/proc/kcore.c; elf(5).
 
@@ -13,29 +14,29 @@ use std::path::Path;
 /// Class 64-bit, little-endian.
 const IDENT: &[u8] = b"\x7fELF\x02\x01";
 const HEADER_BYTES: usize = 64;
-/// Bytes of a segment's header.
+/// Size of a segment's header, bytes.
 const SEGMENT_BYTES: usize = 56;
 const LOAD: u32 = 1;
-/// The physical address of a segment that shows no physical memory in order.
+/// The physical address of a segment that does not show contiguous physical memory.
 const NOWHERE: u64 = u64::MAX;
-/// The most segments that are looked at: a kernel has one for each stretch of memory, and a few more.
+/// Maximum number of segments: a kernel has one for each range of memory, and a few more.
 const SEGMENTS_MAX: u16 = 4096;
 
-/// A stretch of physical addresses that the file shows.
+/// A range of physical addresses in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// First address.
     pub start: u64,
-    /// Bytes.
+    /// Its length, bytes.
     pub length: u64,
     /// Its offset in the file.
     pub offset: u64,
 }
 
-/// The memory that the file shows, in file order.
+/// Returns the memory in the file, in file order.
 ///
 /// # Errors
-/// If it cannot be read, or is not as a kernel writes it.
+/// If the file cannot be read, or is not in the kernel's format.
 pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut header = [0; HEADER_BYTES];
@@ -64,8 +65,8 @@ pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
         .collect())
 }
 
-/// The parts of `shown` that show the addresses from `base` on, in ascending order; none when one of the addresses is not
-/// shown.
+/// Returns the parts of `shown` with the addresses from `base` on, in ascending order; `None` if one of the
+/// addresses is missing.
 pub fn parts(shown: &[Shown], base: u64, length: u64) -> Option<Vec<Shown>> {
     let end = base.checked_add(length)?;
     let mut parts = Vec::new();
@@ -87,7 +88,7 @@ pub fn parts(shown: &[Shown], base: u64, length: u64) -> Option<Vec<Shown>> {
     Some(parts)
 }
 
-/// Opens the file and looks whether it shows anything to this process.
+/// Opens the file and checks whether it shows any memory to this process.
 pub(super) fn open(path: &Path) -> io::Result<(File, Vec<Shown>)> {
     let file = File::open(path)?;
     let shown = shown(&file)?;
@@ -106,8 +107,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
-/// The beginning of such a file, up to [`SYNTHETIC_OFFSET`]: it shows `memory_bytes` from physical address `base` on.
-/// For tests.
+/// Creates the beginning of such a file, up to [`SYNTHETIC_OFFSET`], with `memory_bytes` from physical address `base`
+/// on. For tests.
 #[must_use]
 pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     let mut file = IDENT.to_vec();
@@ -115,7 +116,7 @@ pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     file[32..40].copy_from_slice(&64_u64.to_le_bytes());
     file[54..56].copy_from_slice(&56_u16.to_le_bytes());
     file[56..58].copy_from_slice(&3_u16.to_le_bytes());
-    // A note, memory that is in no order (as vmalloc's), and the memory.
+    // A note, non-contiguous memory (like vmalloc's), and the memory.
     let segments = [
         (4_u32, 0, 0, 0),
         (LOAD, 4096, NOWHERE, 4096),

@@ -17,23 +17,23 @@ use rustix::system::uname;
 use crate::contract::SpawnError;
 use crate::kernel_image::KernelImage;
 
-/// How many images are remembered. One that was forgotten is read again, which takes a second.
+/// Maximum number of cached images. A dropped image is read again, which takes a second.
 const REMEMBERED_MAX: usize = 64;
 
-/// How kmorph ensures that a kernel image lays out shared memory like the host's kernel.
+/// How kmorph ensures that a kernel image has the same layout of shared memory as the host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Both kernels: their types are compared.
+    /// The types of both kernels are compared.
     Compared {
         /// File with the types of the host's kernel.
         running: PathBuf,
     },
-    /// The layout is assumed to be compatible and not checked.
+    /// The layout is assumed to be compatible, without a check.
     Assumed,
 }
 
 impl Layout {
-    /// Compared with what the running kernel shows.
+    /// Compares with the types of the running kernel.
     #[must_use]
     pub fn compared() -> Self {
         let running = btf::RUNNING.into();
@@ -49,7 +49,7 @@ pub(super) struct Agreements {
     images: Mutex<HashMap<String, Result<(), Disagreement>>>,
 }
 
-/// The host kernel's description of itself.
+/// The host kernel's identity and types.
 #[derive(Debug)]
 struct Own {
     release: String,
@@ -72,7 +72,7 @@ impl Own {
 }
 
 impl Agreements {
-    /// Whether the kernel in `image` may run beside the host's. Blocks; the first time for an image it is unpacked.
+    /// Checks whether the kernel in `image` may run beside the host's. Blocking; unpacks a new image.
     pub(super) fn check(&self, layout: &Layout, image: &KernelImage) -> Result<(), SpawnError> {
         let Layout::Compared { running } = layout else {
             return Ok(());

@@ -14,13 +14,13 @@ use super::kcore::{self, Shown};
 use super::slots::{Holds, Slots};
 use crate::contract::{BackendError, KernelInstance, MemoryRange, Placement};
 
-/// Bytes that are read of each range, to see whether it can be.
+/// Number of bytes read of each range, to check whether it is readable.
 const TRIED_BYTES: usize = 64;
 
 /// The files in which the host's kernel lists and shows memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostMemory {
-    /// Which physical addresses are whose.
+    /// File with the owners of physical addresses.
     pub iomem: PathBuf,
     /// File with the contents of physical memory.
     pub kcore: PathBuf,
@@ -36,7 +36,7 @@ impl Default for HostMemory {
 }
 
 impl Slots {
-    /// The ranges of a generation's memory; none once it was released.
+    /// Returns the ranges of a generation's memory; none after its release.
     pub(super) fn memory_map(
         &self,
         host: &HostMemory,
@@ -60,7 +60,7 @@ impl Slots {
     }
 }
 
-/// Base and length of each region that the host's kernel shows of an instance.
+/// Returns base and length of each region of an instance, from the host's kernel.
 fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
     let text = std::fs::read_to_string(iomem)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", iomem.display())))?;
@@ -75,7 +75,7 @@ fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
     Ok(regions)
 }
 
-/// Where each region is to be read.
+/// Returns the readable location of each region.
 fn ranges(kcore: &Path, regions: &[(u64, u64)]) -> io::Result<Vec<MemoryRange>> {
     let explained = |error: io::Error| {
         let text = format!(

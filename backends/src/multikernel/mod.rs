@@ -6,12 +6,11 @@
 //!         ── AF_VSOCK, over the kernels' own transport ────────────────────────────────────────────────┘
 //! ```
 //!
-//! * libkerf knows the kernel's interface; this module builds instances on it.
+//! * libkerf implements the kernel's interface; this module uses it to run instances.
 //! * `layout`: checks whether a kernel may run beside the host's. `slots`: the generation in each kernel instance.
-//!   `spawn`, `observe`, `fence`, `release`: the life cycle. `memory` for vmcores, `preflight` for the daemon's
-//!   start.
+//!   `spawn`, `observe`, `fence`, `release`: the life cycle. `memory` for vmcores, `preflight` for the daemon's start.
 //! * `network`: checks which devices a guest would lose in the other kernel instance.
-//! * `kcore`: how the host shows an instance's memory.
+//! * `kcore`: the host's view of an instance's memory.
 //! * An instance has no process on the host: its placement names a kernel instance instead.
 //!
 //! The calls block, some for seconds, so each runs on its own thread.
@@ -56,7 +55,7 @@ use crate::key;
 pub use self::layout::Layout;
 pub use self::memory::HostMemory;
 
-/// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
+/// The option of an AF_VSOCK socket that selects the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
 pub const VSOCK_OPTION: u16 = 9;
 /// Path of the kernel's files.
@@ -67,15 +66,15 @@ pub const LOCK: &str = libkerf::kernel::KERF_LOCK;
 pub const RECORDS: &str = libkerf::record::DIRECTORY;
 /// Directory in which kerf pins the routes of netdevs.
 pub const XDP_PINS: &str = network::XDP_PINS;
-/// The module that carries vsock between kernels; loaded where it is not built in.
+/// The module that carries vsock between kernels; loaded unless it is built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
-/// A generation's initramfs.
+/// Name of a generation's initramfs.
 const INITRAMFS: &str = "initramfs.img";
 
 /// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct MultikernelConfig {
-    /// The agent, as it runs in the instance.
+    /// The agent, in its build for instances.
     pub agent: PathBuf,
     /// The kernel's files.
     pub root: PathBuf,
@@ -87,27 +86,27 @@ pub struct MultikernelConfig {
     pub modules: Option<PathBuf>,
     /// Directory for built guest images.
     pub cache: PathBuf,
-    /// How instances are reached.
+    /// The connection to instances.
     pub vsock: Vsock,
     /// How the layout of a kernel image is ensured.
     pub layout: Layout,
-    /// The files through which an instance's memory is read.
+    /// The files from which an instance's memory is read.
     pub memory: HostMemory,
     /// Directory in which kerf pins the routes of netdevs.
     pub xdp_pins: PathBuf,
 }
 
-/// How instances are reached.
+/// The connection to instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vsock {
-    /// AF_VSOCK. An instance's context id is its kernel instance's id and `cid_offset`.
+    /// AF_VSOCK. An instance's context id is the sum of its kernel instance's id and `cid_offset`.
     Kernel {
         /// Added to the id: 0 with the kernel's own transport.
         cid_offset: u32,
-        /// The socket option that chooses the transport; none where nothing is to be chosen.
+        /// The socket option that selects the transport; `None` if there is no choice.
         option: Option<i32>,
     },
-    /// A Unix socket `<id>.sock` for each, which takes `CONNECT <port>`: where kernels are emulated.
+    /// A Unix socket `<id>.sock` for each instance, which accepts `CONNECT <port>`: for emulated kernels.
     Sockets {
         /// Directory of the sockets.
         directory: PathBuf,
@@ -154,18 +153,18 @@ impl Vsock {
     }
 }
 
-/// CPUs and memory that the kernel's pool has in all.
+/// All CPUs and memory of the kernel's pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelPool {
     /// Physical ids; ids above 65535 are left out.
     pub cpus: Vec<u16>,
-    /// Bytes.
+    /// Size of the memory, bytes.
     pub memory_bytes: u64,
     /// Memory reserved for the kernel's own bookkeeping per kernel instance, bytes.
     pub bookkeeping_bytes: u64,
 }
 
-/// See the module.
+/// See the module's documentation.
 pub struct MultikernelBackend {
     config: MultikernelConfig,
     host_boot_id: String,
@@ -174,7 +173,7 @@ pub struct MultikernelBackend {
 }
 
 impl MultikernelBackend {
-    /// A backend for the running kernel.
+    /// Creates a backend for the running kernel.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -182,7 +181,7 @@ impl MultikernelBackend {
         Self::with_calls(config, Box::new(SystemCalls))
     }
 
-    /// The same, with loads, boots and halts made through `calls`.
+    /// As [`MultikernelBackend::new`], with loads, boots and halts made through `calls`.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -201,10 +200,10 @@ impl MultikernelBackend {
         })
     }
 
-    /// The kernel's pool as it is now: what instances are given is its, not the host's.
+    /// Returns the kernel's current pool: instances get resources of this pool, not of the host.
     ///
     /// # Errors
-    /// If it cannot be read, or there is none.
+    /// If it cannot be read, or does not exist.
     pub fn pool(config: &MultikernelConfig) -> io::Result<KernelPool> {
         let state = Kernel::at(&config.root, &config.lock).state(None);
         let resources = state.map_err(io::Error::other)?.system.resources;
@@ -215,7 +214,7 @@ impl MultikernelBackend {
         })
     }
 
-    /// Does something that blocks.
+    /// Runs work that blocks.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Slots) -> T + Send + 'static,
@@ -225,7 +224,7 @@ impl MultikernelBackend {
         done.map_err(io::Error::other)
     }
 
-    /// The image that the kernel boots, without its configuration. Blocking.
+    /// Returns the image for the kernel, without its configuration. Blocking.
     fn image(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
             return GuestImage::own(own).map_err(guest::image_failed);
@@ -248,7 +247,7 @@ impl MultikernelBackend {
         recipe.image(&config.cache).map_err(guest::image_failed)
     }
 
-    /// Makes the run directory with what is booted. Blocking.
+    /// Creates the run directory with the files to boot. Blocking.
     fn prepare(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<Boot, SpawnError> {
         let system = |what: &str| {
             let what = format!("{what} for {} generation {}", spec.name, spec.generation);
@@ -299,8 +298,8 @@ impl MultikernelBackend {
     }
 }
 
-/// Physical ids as the daemon counts CPUs. Those of some machines are larger, and left out: what an instance has,
-/// the kernel's own tree says.
+/// Returns physical ids in the daemon's 16-bit form. Larger ids, which some machines have, are left out: the
+/// kernel's own tree has the complete list.
 fn short(cpus: &[u64]) -> Vec<u16> {
     let mut cpus: Vec<u16> = cpus
         .iter()
@@ -377,7 +376,7 @@ impl Backend for MultikernelBackend {
         let config = self.config.clone();
         let agreements = Arc::clone(&self.agreements);
         let begun = self.blocking(move |slots| {
-            // It was there when the daemon started; a module can be unloaded.
+            // Checked at the daemon's start too, but a module can be unloaded later.
             preflight::reachable(&config.vsock).map_err(SpawnError::Unavailable)?;
             agreements.check(&config.layout, &spec.kernel)?;
             let boot = Self::prepare(&config, &spec)?;
@@ -410,7 +409,7 @@ impl Backend for MultikernelBackend {
                 let Content::Marked(mark, _) = slots.content(&name)? else {
                     continue;
                 };
-                // Also one that is fenced: it is still to be released.
+                // Includes fenced generations, which remain to be released.
                 if !mark.is_of(generation, &own_dir) {
                     continue;
                 }
@@ -446,7 +445,7 @@ impl Backend for MultikernelBackend {
             return std::future::pending().await;
         }
         loop {
-            // If this look fails, the next one may succeed; otherwise silence reveals the end.
+            // If this query fails, the next one may succeed; otherwise the heartbeats will detect the end.
             if let Ok(Observation::Ended(cause)) = self.observe(placement).await {
                 return cause;
             }
@@ -464,8 +463,8 @@ impl Backend for MultikernelBackend {
             return Ok(());
         };
         observe::note_asked(&placement.run_dir).map_err(failed(what()))?;
-        // The kernel waits for the instance up to 30 s, and nobody here waits for the kernel. What comes of it, the
-        // status says.
+        // The kernel waits up to 30 s for the instance, so no task here waits for the kernel. The status shows the
+        // result.
         let slots = Arc::clone(&self.slots);
         let ask = move || drop(slots.kernel.halt(&*slots.calls, &name));
         let asked = std::thread::Builder::new()
@@ -518,7 +517,7 @@ impl Backend for MultikernelBackend {
         Ok(())
     }
 
-    /// Nothing stops a kernel beside the host's and has it go on: what runs cannot be frozen.
+    /// A kernel beside the host's cannot be stopped and resumed, so a running one cannot be frozen.
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
         match self.observe(placement).await? {
             Observation::Running => Err(BackendError {

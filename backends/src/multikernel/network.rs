@@ -14,9 +14,9 @@ use libkerf::model::Virtio;
 use super::slots::{SlotError, Slots, is_absent};
 use crate::contract::SpawnError;
 
-/// Where kerf pins what it routes.
+/// Directory in which kerf pins routes.
 pub(super) const XDP_PINS: &str = "/sys/fs/bpf/mk";
-/// Characters of a kernel instance's name in the name of a netdev.
+/// Number of characters of a kernel instance's name in the name of a netdev.
 const NAME_CHARACTERS: usize = 9;
 /// Virtio's device type of a network card.
 const NET: u32 = 1;
@@ -29,8 +29,8 @@ pub(super) struct Served {
 }
 
 impl Slots {
-    /// Whether the kernel instance `own`, which is `there` already or is about to be made, has the virtio devices that the
-    /// other one of its kmorph instance has.
+    /// Checks that the kernel instance `own`, which exists if `there` is true and is about to be created otherwise, has
+    /// the virtio devices of the other kernel instance of its kmorph instance.
     pub(super) fn keeps_network(
         &self,
         own: &str,
@@ -55,13 +55,14 @@ impl Slots {
         takes_over(&own, &other, pins).map_err(SpawnError::Refused)
     }
 
-    /// A kernel instance with the virtio devices that it was made with; none where there is none.
+    /// Returns a kernel instance with the virtio devices with which it was created; without devices if it does not
+    /// exist.
     fn served(&self, name: &str) -> Result<Served, SlotError> {
         let devices = match self.kernel.status(name) {
             Err(error) if is_absent(&error) => Vec::new(),
             Err(error) => return Err(error.into()),
             Ok(_) => {
-                // The kernel's tree of an instance may not show them; what made it does.
+                // The kernel's tree of an instance may lack the devices; its creation has them.
                 let shown = self.kernel.instance(name)?.virtio;
                 match self.kernel.creation(name)? {
                     Some(creation) if shown.is_empty() => creation.virtio,
@@ -74,7 +75,7 @@ impl Slots {
     }
 }
 
-/// Whether what a guest has of `other` it has of `own` too; else why not, and what to do.
+/// Checks that a guest keeps all network devices of `other` in `own`; otherwise returns the reason and a remedy.
 fn takes_over(own: &Served, other: &Served, pins: &Path) -> Result<(), String> {
     if other.devices.is_empty() {
         return Ok(());
@@ -123,13 +124,13 @@ fn takes_over(own: &Served, other: &Served, pins: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The netdev of the device at this place in an instance's list.
+/// Returns the name of the netdev for the device at this index in an instance's list.
 fn netdev(kernel_instance: &str, index: usize) -> String {
     let name: String = kernel_instance.chars().take(NAME_CHARACTERS).collect();
     format!("mk-{name}-{index}")
 }
 
-/// The NIC that a netdev is routed to: the one directory in that of its pins.
+/// Returns the NIC to which a netdev is routed: the only directory in the directory of its pins.
 fn routed(pins: &Path, netdev: &str) -> Option<String> {
     let entries = fs::read_dir(pins.join("vnet").join(netdev)).ok()?;
     let mut nics = entries.flatten().filter(|entry| entry.path().is_dir());
@@ -179,7 +180,7 @@ mod tests {
         assert!(cut_off.contains("mk-web+b-1, is not"), "{cut_off}");
         route("mk-web+b-1", "enp9s0");
         assert_eq!(says(&beside, &web), None);
-        // The other way round a route is gained.
+        // In the other direction a route is added.
         route("mk-db+b-0", "enp9s0");
         assert_eq!(says(&served("db+b", &[1]), &served("db", &[1])), None);
     }

@@ -19,12 +19,12 @@ use libkerf::overlay::Status;
 use super::slots::{Holds, SlotError, Slots};
 use crate::contract::{ExitCause, Observation, Placement};
 
-/// How often it is looked whether a generation has ended.
+/// Interval between checks whether a generation has ended.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A file in the run directory: it was asked to halt.
+/// Name of a file in the run directory: a halt was requested.
 const ASKED: &str = "asked-to-halt";
 
-/// Notes that a generation was asked to halt, for this daemon and the next.
+/// Records that a generation was asked to halt, for this daemon and the next.
 pub(super) fn note_asked(run_dir: &Path) -> std::io::Result<()> {
     OwnDir::make(run_dir, PRIVATE_DIR)?.write(ASKED, b"")?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Checks what a machine lacks for this backend, and reports everything at once, each with a remedy.
+//! Checks the requirements of this backend, and reports all that are missing at once, each with a remedy.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ const WITHOUT_VSOCK: &str = "Without it kmorph reaches no agent: it could neithe
                              package; kmorphctl vmcore analyze; kmorphd with another backend";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
-/// Looks at the machine: what was found, in a line, or everything that is missing.
+/// Checks the machine. Returns the findings in one line, or everything that is missing.
 pub(super) fn look(config: &MultikernelConfig, slots: &Slots) -> Result<String, Vec<String>> {
     let mut missing = Vec::new();
     if !config.agent.is_file() {
@@ -49,7 +49,7 @@ pub(super) fn look(config: &MultikernelConfig, slots: &Slots) -> Result<String, 
     }
 }
 
-/// The kernel's files, of a generation that is understood.
+/// Checks the kernel's files, which must be of a known generation.
 fn files(root: &Path) -> Result<(), String> {
     if !root.is_dir() {
         return Err(format!(
@@ -92,7 +92,7 @@ fn pool(slots: &Slots) -> Result<String, String> {
     }
 }
 
-/// A pool with something in it.
+/// Checks that the pool is not empty.
 fn enough(system: &System) -> Result<String, String> {
     let resources = &system.resources;
     let mib = resources.memory_bytes() >> 20;
@@ -108,7 +108,7 @@ fn enough(system: &System) -> Result<String, String> {
     ))
 }
 
-/// The missing rights to load and boot kernels.
+/// Returns the missing rights to load and boot kernels.
 fn rights() -> Vec<String> {
     let mut missing = Vec::new();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -129,19 +129,19 @@ fn rights() -> Vec<String> {
     missing
 }
 
-/// Whether a text of `/proc/<pid>/status` has the effective capability.
+/// Returns whether the text of `/proc/<pid>/status` contains the effective capability.
 fn has_capability(status: &str, capability: u32) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> capability & 1 == 1)
 }
 
-/// Whether the chosen one of `none [integrity] confidentiality` is another than none.
+/// Returns whether the selected one of `none [integrity] confidentiality` differs from none.
 fn is_locked(text: &str) -> bool {
     !text.contains("[none]")
 }
 
-/// Whether instances can be reached from here; else what is missing, and what works without.
+/// Checks whether instances can be reached from here; otherwise returns what is missing and what works without it.
 pub(super) fn reachable(vsock: &Vsock) -> Result<(), String> {
     match vsock {
         Vsock::Sockets { directory } if directory.is_dir() => Ok(()),
@@ -216,7 +216,7 @@ mod tests {
             cid_offset: 0,
             option: Some(9),
         };
-        // A stock kernel has no such option; a multikernel has.
+        // A stock kernel does not have this option; a multikernel does.
         if let Err(lacks) = reachable(&kernel) {
             assert!(lacks.contains("load the module"), "{lacks}");
             assert!(lacks.contains("What works: kerf create"), "{lacks}");

@@ -16,14 +16,14 @@ use rustix::io::Errno;
 use super::slots::{Content, Holds, Mark, Slots};
 use crate::contract::{BackendError, KernelInstance, Placement};
 
-/// How long it is waited for others that load, boot or halt: a request to halt holds the kernel's lock for up to
-/// 30 s.
+/// Maximum wait for other processes that load, boot or halt: a halt request holds the kernel's lock for up to 30
+/// s.
 const BUSY_MAX: Duration = Duration::from_secs(35);
 /// Pause before the kernel is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 impl Slots {
-    /// Gives back what the generation of `placement` held. Blocks.
+    /// Releases the resources of the generation of `placement`. Blocking.
     pub(super) fn release(&self, placement: &Placement) -> Result<(), BackendError> {
         let Some(KernelInstance { name, .. }) = &placement.kernel_instance else {
             return Ok(());
@@ -47,7 +47,7 @@ impl Slots {
         }
     }
 
-    /// The other kernel instance, where it runs a generation of the same kmorph instance.
+    /// Returns the other kernel instance, if it runs a generation of the same kmorph instance.
     fn successor(&self, placement: &Placement, name: &str) -> Option<String> {
         let names = Self::names(&placement.name);
         let other = names.into_iter().find(|other| other != name)?;
@@ -57,7 +57,7 @@ impl Slots {
         }
     }
 
-    /// Removes a kernel instance that we made, and its record; of one that kerf made only the record.
+    /// Removes a kernel instance that kmorph created, with its record; for one that kerf created, only the record.
     pub(super) fn take_away(
         &self,
         name: &str,
@@ -67,13 +67,13 @@ impl Slots {
         let _one = self.changing();
         let handed = match successor.map(|successor| self.hand_over(name, mark, successor)) {
             None => Ok(false),
-            // It is gone, and somebody else has made one of its name.
+            // The kernel instance no longer exists, and another program has created one with its name.
             Some(Err(TakeError::NotOurs)) => Ok(true),
             // The devices can be handed over later.
             Some(Err(error @ TakeError::Apply(ApplyError::Locked(_)))) => return Err(error),
             Some(handed) => handed,
         };
-        // Devices that the successor does not take go to the pool.
+        // Devices that the successor does not take return to the pool.
         if mark.origin.is_ours() && !matches!(handed, Ok(true)) {
             let remove = self.apply(BUSY_MAX, &|_| {
                 self.still(name, mark)?;
@@ -91,7 +91,8 @@ impl Slots {
         })
     }
 
-    /// Hands devices over, and removes the giver with it if we made it. False when there are none.
+    /// Hands devices over and, in the same overlay, removes the giver if kmorph created it. Returns false if there are
+    /// no devices.
     fn hand_over(&self, name: &str, mark: &Mark, successor: &str) -> Result<bool, TakeError> {
         let state = self.kernel.state(None).map_err(ApplyError::from)?;
         let devices = devices_of(&state, name);
@@ -111,7 +112,7 @@ impl Slots {
             self.still(name, mark)?;
             let mut overlay = allocate::plan(state, &exchange)?;
             if mark.origin.is_ours() {
-                // Last: the kernel cannot undo it.
+                // At the end, because the kernel cannot undo it.
                 overlay.fragments.extend(removal(name).fragments);
             }
             Ok(overlay)
@@ -119,7 +120,7 @@ impl Slots {
         Ok(true)
     }
 
-    /// Whether the kernel instance of this name is still the one that a mark is of.
+    /// Checks that the kernel instance with this name is still the one for which the mark was made.
     fn still(&self, name: &str, mark: &Mark) -> Result<(), TakeError> {
         match self.is_of(name, mark).map_err(ApplyError::from)? {
             true => Ok(()),
@@ -127,7 +128,8 @@ impl Slots {
         }
     }
 
-    /// Applies what is planned, under kerf's lock, on what is there; again while others load, boot or halt.
+    /// Plans and applies an overlay under kerf's lock, on the current state; retries while other processes load, boot
+    /// or halt.
     pub(super) fn apply(
         &self,
         patience: Duration,
@@ -137,7 +139,8 @@ impl Slots {
         loop {
             match self.kernel.apply_planned(None, plan) {
                 Ok(applied) => return Ok(applied.state),
-                // Nothing is in place of it; it may be another's lock, or a change of somebody who knows no lock.
+                // The overlay has no effect then. The cause may be another process's lock, or a change by a process
+                // that does not use the lock.
                 Err(TakeError::Apply(ApplyError::RolledBack { .. }))
                     if begun.elapsed() < patience =>
                 {
@@ -148,7 +151,7 @@ impl Slots {
         }
     }
 
-    /// Unloads an image; again while others load, boot or halt.
+    /// Unloads an image; retries while other processes load, boot or halt.
     pub(super) fn unload(&self, name: &str) -> Result<(), BootError> {
         let begun = Instant::now();
         loop {

@@ -5,12 +5,12 @@
 //! never taken.
 //!
 //! A mark in kerf's record names the generation of a kernel instance, under a key that kerf preserves and ignores.
-//! kmorph writes it before it loads anything, so that a later daemon finds what a dead daemon had started. If someone
-//! loads something else there with kerf, kerf writes a new record: what runs then is not ours.
+//! kmorph writes it before it loads anything, so that a later daemon finds what a dead daemon had started. If a user
+//! loads another kernel there with kerf, kerf writes a new record: that kernel does not belong to kmorph.
 //!
 //! A record proves nothing by itself. It survives a reboot of the host, and the kernel instance it was written for: a
 //! mark counts only in the boot in which it was written, and for the kernel instance whose [`Origin`] it names. The
-//! kernel keeps the overlay that created each kernel instance, and ours carries a unique note.
+//! kernel keeps the overlay that created each kernel instance, and kmorph's overlays carry a unique note.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ use crate::contract::{KernelInstance, Placement};
 
 /// Suffix for the name of an instance's second kernel instance.
 const SECOND: &str = "+b";
-/// The key of our own in kerf's records.
+/// kmorph's key in kerf's records.
 const KEY: &str = "kmorph";
 
 /// kmorph's entry in kerf's record of a kernel instance.
@@ -34,35 +34,36 @@ const KEY: &str = "kmorph";
 pub(super) struct Mark {
     /// The kmorph instance.
     pub(super) instance: InstanceName,
-    /// The generation that is in it.
+    /// The generation in the kernel instance.
     pub(super) generation: u64,
-    /// Its run directory: another daemon may have an instance of this name.
+    /// Its run directory: another daemon may have an instance with this name.
     pub(super) run_dir: PathBuf,
-    /// The host's boot in which it was put there.
+    /// Boot id of the host at the time of the mark.
     pub(super) host_boot_id: String,
-    /// The creator of the kernel instance. Only one that we created is removed when the generation goes.
+    /// The creator of the kernel instance. Only a kernel instance that kmorph created is removed together with the
+    /// generation.
     #[serde(default)]
     pub(super) origin: Origin,
-    /// Its fence was confirmed: it no longer runs, whatever the status file says.
+    /// True if its fence was confirmed: it no longer runs, whatever the status file says.
     #[serde(default)]
     pub(super) fenced: bool,
 }
 
-/// How a kernel instance came to be: names and ids are given again.
+/// The creation of a kernel instance: names and ids are reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Origin {
-    /// The mark is of a version of kmorph that did not write it down: not ours to remove.
+    /// The mark is from a version of kmorph that did not record the creation: kmorph must not remove the instance.
     #[default]
     Unknown,
-    /// We made it, or were about to, with an overlay that has this note.
+    /// kmorph has created it, or was about to, with an overlay with this note.
     Ours(String),
-    /// Somebody else made it, in this transaction; none where the kernel's transactions do not tell.
+    /// Another program has created it, in this transaction; `None` if the kernel's transactions do not tell.
     Theirs(Option<u64>),
 }
 
 impl Origin {
-    /// The origin of what is made now, for this generation: another each time.
+    /// Creates a unique origin for a kernel instance that is created now, for this generation.
     pub(super) fn new(instance: &InstanceName, generation: u64) -> std::io::Result<Self> {
         let nonce = getrandom::u64().map_err(|error| std::io::Error::other(error.to_string()))?;
         Ok(Self::Ours(format!(
@@ -70,7 +71,7 @@ impl Origin {
         )))
     }
 
-    /// Whether the kernel instance with this creation is the one meant; `None` when the kernel does not tell.
+    /// Returns whether the kernel instance with this creation has this origin; `None` if the kernel does not tell.
     fn is(&self, creation: Option<Creation>) -> Option<bool> {
         match self {
             Self::Unknown | Self::Theirs(None) => Some(true),
@@ -85,19 +86,19 @@ impl Origin {
 }
 
 impl Mark {
-    /// The mark in a record; none where it has none, or one that is not understood.
+    /// Returns the mark in a record; `None` if it is missing or not understood.
     pub(super) fn of(record: &Record) -> Option<Self> {
         serde_json::from_value(record.other.get(KEY)?.clone()).ok()
     }
 
-    /// Whether it names this generation of this run directory.
+    /// Returns whether the mark names this generation with this run directory.
     pub(super) fn is_of(&self, generation: u64, run_dir: &Path) -> bool {
         self.generation == generation && self.run_dir == run_dir
     }
 
-    /// Puts it into a record.
+    /// Adds the mark to a record.
     pub(super) fn put(&self, record: &mut Record) {
-        // Its fields are text and numbers, which are always JSON.
+        // The mark's fields are text and numbers, which always serialize.
         if let Ok(value) = serde_json::to_value(self) {
             record.other.insert(KEY.to_owned(), value);
         }
@@ -107,14 +108,14 @@ impl Mark {
 /// The content of a kernel instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// There is no such kernel instance.
+    /// The kernel instance does not exist.
     Absent,
-    /// A kernel instance in which we have loaded no kernel.
+    /// A kernel instance into which kmorph has loaded no kernel.
     Foreign(Status),
-    /// A generation of ours.
+    /// A generation of kmorph.
     Marked(Mark, Status),
-    /// Somebody made this one after ours was gone; our mark is in the record still. Ours has ended: the kernel removes
-    /// only what runs nothing.
+    /// Another program has created this kernel instance after kmorph's was gone; the record still has kmorph's mark.
+    /// Its generation has ended: the kernel removes only instances without a running kernel.
     Outlived(Mark, Status),
 }
 
@@ -123,9 +124,9 @@ pub(super) enum Content {
 pub(super) enum Holds {
     /// The kernel instance no longer exists.
     Gone,
-    /// It holds a later generation: ours was fenced before that one was loaded.
+    /// It holds a later generation: this one was fenced before the later one was loaded.
     Another,
-    /// Its record is not ours any more.
+    /// Its record no longer has kmorph's mark.
     Foreign(Status),
     /// It holds the generation.
     This(Mark, Status),
@@ -134,13 +135,13 @@ pub(super) enum Holds {
 /// The result of tidying up a leftover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tidied {
-    /// A lock of ours was removed.
+    /// A stale lock of kmorph was removed.
     Unlocked,
-    /// The lock could not be judged, and why.
+    /// The lock could not be examined, with the reason.
     StillLocked(String),
     /// A record was removed.
     Removed(String),
-    /// A record could not be judged, and why.
+    /// A record could not be examined, with the reason.
     Kept(String, String),
 }
 
@@ -160,14 +161,14 @@ impl std::fmt::Display for Tidied {
     }
 }
 
-/// Why something could not be had of the kernel or kerf's records.
+/// Why a query of the kernel or of kerf's records failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SlotError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The transaction that made a kernel instance is not among the kernel's.
+    /// The kernel's transactions do not contain the creation of the kernel instance.
     #[error(
         "the kernel's transactions do not show who created kernel instance {0:?}, and a kernel is loaded there; when \
          it is no longer running, remove it with kerf delete {0}"
@@ -181,7 +182,7 @@ pub(super) struct Slots {
     pub(super) records: Records,
     pub(super) calls: Box<dyn Calls + Send + Sync>,
     pub(super) host_boot_id: String,
-    /// Serializes our changes: each is planned on the result of the last one.
+    /// Serializes this daemon's changes: each is planned on the result of the previous one.
     changes: Mutex<()>,
 }
 
@@ -202,7 +203,7 @@ impl Slots {
         }
     }
 
-    /// The kernel instances of a kmorph instance.
+    /// Returns the kernel instances of a kmorph instance.
     pub(super) fn names(name: &InstanceName) -> [String; 2] {
         [name.to_string(), format!("{name}{SECOND}")]
     }
@@ -211,7 +212,7 @@ impl Slots {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The content of the kernel instance of this name.
+    /// Returns the content of the kernel instance with this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
         let (mark, status) = match self.recorded(name)? {
             Content::Marked(mark, status) => (mark, status),
@@ -219,24 +220,25 @@ impl Slots {
         };
         match mark.origin.is(self.kernel.creation(name)?) {
             Some(true) => Ok(Content::Marked(mark, status)),
-            // Not knowing is no sign that ours has ended.
+            // An unknown creation does not prove that kmorph's generation has ended.
             None if status.has_kernel() => Err(SlotError::Untold(name.to_owned())),
             Some(false) | None => Ok(Content::Outlived(mark, status)),
         }
     }
 
-    /// Whether a mark was made for the kernel instance that has this name now.
+    /// Returns whether the mark was made for the kernel instance that has this name now.
     pub(super) fn is_of(&self, name: &str, mark: &Mark) -> Result<bool, KernelError> {
         Ok(mark.origin.is(self.kernel.creation(name)?) == Some(true))
     }
 
-    /// The content according to the record of the kernel instance of this name. Cheap: it does not ask whether the
-    /// record is of that kernel instance, which takes the kernel's transactions.
+    /// Returns the content according to the record of the kernel instance with this name. Cheap: does not check
+    /// whether the record belongs to that kernel instance, which would require the kernel's transactions.
     fn recorded(&self, name: &str) -> Result<Content, SlotError> {
         let status = match self.kernel.status(name) {
             Ok(status) => status,
             Err(error) if is_absent(&error) => {
-                // Where the files are not mounted, none is there, and what runs runs on.
+                // If the files are not mounted, all instances appear absent although they may run: this call then
+                // fails.
                 self.kernel.instance_names()?;
                 return Ok(Content::Absent);
             }
@@ -252,13 +254,13 @@ impl Slots {
         )
     }
 
-    /// Whether a placement's kernel instance still holds the generation.
+    /// Returns whether a placement's kernel instance still holds the generation.
     pub(super) fn holds(&self, placement: &Placement) -> Result<Holds, SlotError> {
         self.related(placement, &Self::content)
     }
 
-    /// As [`Slots::holds`], by the record alone, for looks that come often: nothing may be done to the kernel instance
-    /// for what this says.
+    /// As [`Slots::holds`], but only from the record, for frequent checks: the result must not lead to an action on
+    /// the kernel instance.
     pub(super) fn seems_to_hold(&self, placement: &Placement) -> Result<Holds, SlotError> {
         self.related(placement, &Self::recorded)
     }
@@ -287,7 +289,7 @@ impl Slots {
         })
     }
 
-    /// Removes the record of a kernel instance that is gone, if it is that of this generation.
+    /// Removes the record of a kernel instance that no longer exists, if it belongs to this generation.
     pub(super) fn forget(&self, placement: &Placement) -> Result<(), RecordError> {
         let Some(KernelInstance { name, .. }) = &placement.kernel_instance else {
             return Ok(());
@@ -309,9 +311,9 @@ impl Slots {
         }
     }
 
-    /// Removes what was left behind: kerf's lock, where a daemon was killed that held it; records of earlier boots,
-    /// whoever wrote them, and those of generations below `run_dir` whose kernel instance is gone. To be called while
-    /// nothing is being started. What cannot be read stays, with a reason.
+    /// Removes leftovers: kerf's lock if a daemon was killed while it held it; records from earlier boots, by any
+    /// writer; and records of generations below `run_dir` whose kernel instance no longer exists. Call this while no
+    /// generation is being started. Unreadable records stay, with a reason.
     pub(super) fn tidy(&self, run_dir: &Path) -> Result<Vec<Tidied>, SlotError> {
         let mut done = Vec::new();
         match self.kernel.remove_left_lock() {
@@ -332,8 +334,8 @@ impl Slots {
         Ok(done)
     }
 
-    /// The kernel instances that are none of these generations, by instance and number, below `run_dir`: kerf's, those
-    /// of other daemons, and what is left of ours that is not known any more.
+    /// Returns the kernel instances other than those of these generations (instance and number) below `run_dir`:
+    /// those of kerf, of other daemons, and unknown leftovers of kmorph.
     pub(super) fn held_besides(
         &self,
         run_dir: &Path,
@@ -341,7 +343,7 @@ impl Slots {
     ) -> Result<Vec<Instance>, SlotError> {
         let mut besides = Vec::new();
         for instance in self.kernel.state(None)?.system.instances {
-            // A record that cannot be read accounts for nothing.
+            // An unreadable record does not count as one of these generations.
             let record = self.records.load(&instance.name).ok().flatten();
             let is_counted = record.as_ref().and_then(Mark::of).is_some_and(|mark| {
                 let generations = counted.iter();
@@ -369,18 +371,18 @@ impl Slots {
             && matches!(self.content(name)?, Content::Absent | Content::Outlived(..)))
     }
 
-    /// Writes the mark of a generation that is to be put into a kernel instance with nothing in it, beside what else
-    /// is in the record.
+    /// Writes the mark of a generation that is about to enter an empty kernel instance. Keeps other contents of the
+    /// record.
     pub(super) fn begin(&self, name: &str, mark: &Mark) -> Result<(), RecordError> {
         let mut record = self.records.load(name)?.unwrap_or_default();
-        // Images loaded in an earlier boot, or for an earlier generation, are not loaded now.
+        // Images from an earlier boot, or of an earlier generation, are not loaded now.
         (record.kernel, record.initrd) = (None, None);
         (record.rootfs, record.loaded_at) = (None, None);
         mark.put(&mut record);
         self.records.save(name, &record)
     }
 
-    /// Writes a mark into the record of a kernel instance, beside what else is in it.
+    /// Writes a mark into the record of a kernel instance. Keeps other contents of the record.
     pub(super) fn mark(&self, name: &str, mark: &Mark) -> Result<(), RecordError> {
         let mut record = self.records.load(name)?.unwrap_or_default();
         mark.put(&mut record);

@@ -21,12 +21,12 @@ use super::slots::{Content, Mark, Origin, Slots};
 use crate::contract::{KernelInstance, SpawnError, SpawnSpec};
 use crate::guest;
 
-/// The kernel's own part of the command line. A panic restarts the kernel at once, which tells the host; without
-/// that it would stand still and look as if it ran.
+/// The kernel's own part of the command line. After a panic the kernel restarts at once, which informs the host;
+/// otherwise it would stand still and seem to run.
 const KERNEL_CMDLINE: &str = "console=mktty0 quiet panic=-1 oops=panic";
-/// Longest command line of a kernel on x86, with its NUL (`COMMAND_LINE_SIZE`), bytes.
+/// Maximum length of the command line of a kernel on x86, with its NUL (`COMMAND_LINE_SIZE`), bytes.
 const CMDLINE_MAX_BYTES: usize = 2048;
-/// How long others who change something are waited for.
+/// Maximum wait for other processes' changes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The loaded images.
@@ -36,7 +36,7 @@ pub(super) struct Boot {
     pub(super) cmdline: String,
 }
 
-/// The command line of a kernel; what follows `--` is given to init: the agent's arguments.
+/// Returns the command line of a kernel; the part after `--` goes to init: the agent's arguments.
 pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
     let own = own.trim();
     let text = format!("{KERNEL_CMDLINE} {own} -- --config {}", guest::AGENT_CONFIG);
@@ -50,16 +50,16 @@ pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
     Ok(text)
 }
 
-/// A kernel instance to put a generation in.
+/// A kernel instance chosen for a generation.
 struct Chosen {
     name: String,
-    /// It already exists: kerf has created it.
+    /// True if it already exists: kerf has created it.
     there: bool,
 }
 
 impl Slots {
-    /// Starts a generation, and says in which kernel instance, with what. Blocks. Nothing of it is left when it
-    /// fails, unless the error says so.
+    /// Starts a generation. Returns its kernel instance and resources. Blocking. After a failure nothing of the
+    /// generation is left, unless the error says so.
     pub(super) fn spawn(
         &self,
         spec: &SpawnSpec,
@@ -98,7 +98,7 @@ impl Slots {
         }
     }
 
-    /// How the kernel instance came to be, or is about to.
+    /// Returns the origin of the kernel instance, or of the one about to be created.
     fn origin(&self, spec: &SpawnSpec, chosen: &Chosen) -> Result<Origin, SpawnError> {
         let name = &chosen.name;
         if !chosen.there {
@@ -110,7 +110,7 @@ impl Slots {
         Ok(Origin::Theirs(creation.map(|made| made.transaction)))
     }
 
-    /// The first of the two kernel instances that is free, or that kerf has made ready.
+    /// Returns the first of the two kernel instances that is free, or was prepared with kerf.
     fn choose(&self, spec: &SpawnSpec) -> Result<Chosen, SpawnError> {
         let mut taken = Vec::new();
         for name in Self::names(&spec.name) {
@@ -120,7 +120,7 @@ impl Slots {
                 Content::Absent => false,
                 Content::Foreign(Status::Ready) => true,
                 Content::Marked(mark, Status::Ready) if mark.fenced || self.is_empty(&name)? => {
-                    // Left behind by a daemon that died.
+                    // A daemon that died has left it behind.
                     let taken = self.take_away(&name, &mark, None);
                     taken.map_err(|error| failed("tidying", &name, &error))?;
                     !mark.origin.is_ours()
@@ -151,14 +151,14 @@ impl Slots {
         )))
     }
 
-    /// Whether no kernel was ever loaded for what is marked there.
+    /// Returns whether no kernel was ever loaded for the marked generation.
     fn is_empty(&self, name: &str) -> Result<bool, SpawnError> {
         let record = self.records.load(name);
         let record = record.map_err(|error| failed("reading the record of", name, &error))?;
         Ok(record.is_none_or(|record| record.loaded_at.is_none()))
     }
 
-    /// Makes the kernel instance beside what runs, unless it is there, and reads back what it has.
+    /// Creates the kernel instance next to the running ones, unless it exists, and reads its resources back.
     fn create(
         &self,
         spec: &SpawnSpec,
@@ -196,7 +196,7 @@ impl Slots {
         Ok(instance)
     }
 
-    /// CPUs and memory of a new kernel instance: what was asked for; in a morph what its predecessor has.
+    /// Returns CPUs and memory of a new kernel instance: the requested ones, or in a morph those of its predecessor.
     fn size(&self, spec: &SpawnSpec, name: &str) -> Result<(usize, u64), SpawnError> {
         if matches!(spec.start, StartMode::AwaitState { .. }) {
             for other in Self::names(&spec.name)
@@ -238,7 +238,7 @@ impl Slots {
         })
     }
 
-    /// Takes back what was done for a generation that did not start. `error` is why.
+    /// Undoes the start of a generation that failed with `error`.
     fn undo(&self, name: &str, mark: &Mark, error: SpawnError) -> SpawnError {
         match self.try_undo(name, mark) {
             Ok(()) => error,
@@ -265,7 +265,7 @@ impl Slots {
                 }
                 if status.has_kernel() {
                     self.unload(name).map_err(|error| text(&error))?;
-                    // If the mark stays, it must say that nothing is loaded.
+                    // If the mark stays, it must state that nothing is loaded.
                     self.begin(name, mark).map_err(|error| text(&error))?;
                 }
                 let taken = self.take_away(name, mark, None);
@@ -282,7 +282,7 @@ fn failed(action: &str, name: &str, error: &dyn std::error::Error) -> SpawnError
     }
 }
 
-/// The user or the operator can supply missing resources.
+/// Converts an error: missing resources are for the user or the operator to supply.
 fn not_made(name: &str, error: &TakeError) -> SpawnError {
     match error {
         TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {

@@ -11,13 +11,13 @@ use crate::guest::AGENT_CONFIG;
 /// The accelerator that executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accelerator {
-    /// The processor.
+    /// The processor (KVM).
     Kvm,
-    /// QEMU itself.
+    /// QEMU's software emulation (TCG).
     Tcg,
 }
 
-/// How the guest gets its vsock.
+/// The guest's vsock device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum VsockDevice {
     /// The host kernel's vhost-vsock, with this context id.
@@ -45,25 +45,26 @@ pub(super) struct Machine<'a> {
     pub(super) events: PathBuf,
 }
 
-/// Where the memory above 2 GiB goes: fixed, so that the daemon knows where guest memory lies.
+/// Size of the guest memory at address 0; the rest is at [`HIGH_MEMORY_START`]. Fixed, so that the daemon knows the
+/// location of guest memory.
 pub(super) const LOW_MEMORY_BYTES: u64 = 2 << 30;
-/// Where it begins there.
+/// Address of the rest of the guest memory.
 pub(super) const HIGH_MEMORY_START: u64 = 4 << 30;
-/// What the vhost-user device takes from the guest before it must pass some of it on, bytes, for each
-/// connection. A guest sends at most so much in one packet, and Linux since 6.12 scatters a packet above
-/// 32 KiB over several descriptors, of which vhost-device-vsock 0.3 takes two: the packet would be lost
-/// and its stream stand still. A power of two, because the device counts in wrapping numbers.
+/// Number of bytes that the vhost-user device accepts from the guest per connection before it must pass some of them
+/// on. A guest sends at most this much in one packet. Linux since 6.12 scatters a packet above 32 KiB over several
+/// descriptors, of which vhost-device-vsock 0.3 reads only two: the packet would be lost and its stream would stall. A
+/// power of two, because the device counts with wrapping numbers.
 const VHOST_BUFFER_BYTES: u32 = 16 * 1024;
-/// Translated code that software emulation keeps, MiB: QEMU's own default is 1024 for each guest.
+/// Size of the cache for translated code in software emulation, MiB; QEMU's default is 1024 per guest.
 const TRANSLATED_MIB: u32 = 128;
 
-/// The kernel's own part of the command line. A panic that QEMU was not told of (before the guest's
-/// pvpanic driver is there) ends in a reset, which ends QEMU; an oops is a panic, because half a
-/// kernel is worse than none. Debian's kernels measure pressure only when told to; one without the
-/// measure ignores the word.
+/// The kernel's own part of the command line. A panic of which QEMU was not informed (before the
+/// guest's pvpanic driver is loaded) ends in a reset, which ends QEMU. An oops is a panic, because
+/// a damaged kernel is worse than none. Debian's kernels measure pressure only with `psi=1`; other
+/// kernels ignore it.
 const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1";
 
-/// The arguments that choose the accelerator and what goes with it.
+/// Returns the arguments that select the accelerator, with its options.
 pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
     match accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"].map(Into::into).to_vec(),
@@ -74,7 +75,7 @@ pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
     }
 }
 
-/// A path as the value of an option: QEMU reads `,` as the end of it unless it is doubled.
+/// Returns a path as the value of an option: QEMU ends a value at `,` unless it is doubled.
 fn quoted(prefix: &str, path: &Path, suffix: &str) -> OsString {
     let mut text = OsString::from(prefix);
     text.push(path.to_string_lossy().replace(',', ",,"));
@@ -83,7 +84,7 @@ fn quoted(prefix: &str, path: &Path, suffix: &str) -> OsString {
 }
 
 impl Machine<'_> {
-    /// The command line: program first.
+    /// Returns the command line, beginning with the program.
     pub(super) fn command_line(&self) -> Vec<OsString> {
         let mib = self.memory_mib;
         let machine = "q35,memory-backend=ram,max-ram-below-4g=2G,usb=off,vmport=off,sata=off,\
@@ -97,9 +98,9 @@ impl Machine<'_> {
         put(&[&format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);
         put(&["-action", "reboot=shutdown,shutdown=poweroff,panic=pause"]);
         put(&["-device", "pvpanic-pci"]);
-        // Where the guest's kernel says how its memory is laid out: dumps carry it.
+        // The guest's kernel writes its memory layout here, for dumps.
         put(&["-device", "vmcoreinfo"]);
-        // Where a dead guest's memory is lent to this one.
+        // The port for a loan of a dead guest's memory.
         put(&["-device", &lending::port()]);
         put(&[
             "-sandbox",
@@ -142,15 +143,14 @@ impl Machine<'_> {
         line
     }
 
-    /// The kernel passes the words after `--` to init: the agent's arguments.
+    /// Returns the kernel's command line. The kernel passes the words after `--` to init: the agent's arguments.
     fn kernel_cmdline(&self) -> String {
         let own = self.cmdline.trim();
         format!("{KERNEL_CMDLINE} {own} -- --config {AGENT_CONFIG}")
     }
 }
 
-/// The command line of the vhost-user device: `listen` is where QEMU connects, `host` where the
-/// daemon does.
+/// Returns the command line of the vhost-user device: QEMU connects to `listen`, the daemon to `host`.
 pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) -> Vec<OsString> {
     vec![
         program.into(),
@@ -165,7 +165,7 @@ pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) 
     ]
 }
 
-/// The command line of the host's side of kerf-vsock: `listen` and `host` as above.
+/// Returns the command line of kerf-vsock's host side: `listen` and `host` as above.
 pub(super) fn kerf_host(program: &Path, listen: &Path, host: &Path) -> Vec<OsString> {
     vec![
         program.into(),

@@ -12,19 +12,19 @@ use kmorph_files::{OwnDir, PRIVATE_DIR};
 
 use crate::contract::PANIC_LINE;
 
-/// Largest log, in bytes, before it is turned over. Two of this size are kept, and what comes in
-/// between two looks.
+/// Maximum size of a log before it is rotated, in bytes. Disk usage is two logs of this size, plus
+/// the output between two checks.
 pub(super) const LOG_MAX_BYTES: u64 = 1024 * 1024;
-/// How often is looked.
+/// Interval between two checks.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The end of a log that an error message may quote, bytes.
+/// Number of bytes at the end of a log that an error message may quote.
 const QUOTE_BYTES: u64 = 400;
-/// The end of a console that is searched for a panic, bytes: what a panicking kernel prints after it fits.
+/// Number of bytes at the end of a console that are searched for a panic: the output after a panic fits.
 const SEARCH_BYTES: u64 = 64 * 1024;
-/// A mark in the agent's log lines about its connections.
+/// A mark in the agent's log lines about connections.
 const OF_CONNECTIONS: &str = " DEBG ";
 
-/// Turns the log over if it is too large.
+/// Rotates the log if it is too large.
 pub(super) fn bound(log: &Path) -> io::Result<()> {
     match std::fs::metadata(log) {
         Ok(meta) if meta.len() > LOG_MAX_BYTES => {}
@@ -43,7 +43,7 @@ pub(super) fn bound(log: &Path) -> io::Result<()> {
     log.set_len(0)
 }
 
-/// The end of a log, for a message: what a guest printed there is made printable, and one line.
+/// Returns the end of a log for a message, as one line of printable characters.
 pub(super) fn tail(log: &Path) -> String {
     let Ok(bytes) = end_of(log) else {
         return String::new();
@@ -51,14 +51,14 @@ pub(super) fn tail(log: &Path) -> String {
     printable(&String::from_utf8_lossy(&bytes))
 }
 
-/// What a guest said of its end, for evidence: the line of its panic, else the last whole lines that its agent did not
-/// write about its connections. Printable, and one line.
+/// Returns the guest's last output, as evidence: the line of its panic, otherwise the last complete lines except the
+/// agent's lines about connections. One line of printable characters.
 pub(super) fn last_words(log: &Path) -> String {
     let Ok((bytes, cut)) = end_within(log, SEARCH_BYTES) else {
         return String::new();
     };
     let text = String::from_utf8_lossy(&bytes);
-    // A line of which the beginning is not there says little.
+    // A line without its beginning is of little use.
     let lines = text.lines().skip(usize::from(cut));
     let lines: Vec<&str> = lines
         .map(str::trim)
@@ -84,12 +84,12 @@ pub(super) fn last_words(log: &Path) -> String {
     printable(&quoted.join("\n"))
 }
 
-/// The last [`QUOTE_BYTES`] of a log, or all of a shorter one.
+/// Returns the last [`QUOTE_BYTES`] of a log, or all of a shorter one.
 fn end_of(log: &Path) -> io::Result<Vec<u8>> {
     end_within(log, QUOTE_BYTES).map(|(bytes, _)| bytes)
 }
 
-/// The last `most` bytes of a log, and whether there is more before them.
+/// Returns the last `most` bytes of a log, and whether the log is longer.
 fn end_within(log: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(log)?;
     let from = file.metadata()?.len().saturating_sub(most);
@@ -99,7 +99,7 @@ fn end_within(log: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, from > 0))
 }
 
-/// The lines of `text`, with ` | ` between them and without what a terminal would act upon.
+/// Returns the lines of `text`, joined with ` | ` and without terminal control characters.
 fn printable(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<String> = lines
@@ -168,7 +168,7 @@ mod tests {
         );
         std::fs::write(&path, text).unwrap();
         assert_eq!(last_words(&path), "\\u{1b}[2Jlast but one | last");
-        // The beginning of the only line is not there.
+        // The beginning of the only line is missing.
         std::fs::write(
             &path,
             "x".repeat(2 * usize::try_from(SEARCH_BYTES).unwrap()),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::{qmp, run_dir};
 
-/// Stops every CPU and device of the guest that runs from `run_dir`.
+/// Stops all CPUs and devices of the guest with this run directory.
 pub(super) async fn freeze(run_dir: &Path) -> io::Result<()> {
     let commands = run_dir.join(run_dir::COMMANDS);
     qmp::command(&commands, "stop", None).await?;
@@ -22,7 +22,7 @@ pub(super) async fn freeze(run_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Has them go on. A guest whose kernel panicked at the last moment stays as it is.
+/// Resumes the CPUs and devices. A guest whose kernel panicked in the last moment stays stopped.
 pub(super) async fn resume(run_dir: &Path) -> io::Result<()> {
     let commands = run_dir.join(run_dir::COMMANDS);
     if qmp::status(&commands).await? != "paused" {

@@ -16,19 +16,20 @@ use crate::contract::ProcessId;
 use crate::marks;
 use crate::process::{self, Exits, Stat};
 
-/// Environment variable of such a process: the run directory of the generation whose memory it holds.
+/// Environment variable of such a process: the run directory of the generation whose memory it keeps.
 const KEEPS_ENV: &str = "KMORPH_KEEPS_MEMORY";
 const ROLE: &str = "memory-keeper";
-/// Where it holds it: its standard input.
+/// The descriptor of the memory: standard input.
 const DESCRIPTOR: u32 = 0;
 
-/// Has a process of its own hold the memory, unless one does.
+/// Starts a helper process that keeps the memory, unless one exists.
 pub(super) fn start(memory: &File, run_dir: &Path) -> io::Result<()> {
     if !find(run_dir)?.is_empty() {
         return Ok(());
     }
     kmorph_launch::close_on_exec_from(kmorph_launch::FIRST_OTHER)?;
-    // In a session of its own: it outlives the daemon and its terminal. Whoever ends it reaps it by its pidfd.
+    // In its own session, so that it survives the daemon and its terminal. The function that ends it reaps it through
+    // its pidfd.
     let child = Command::new("setsid")
         .args(["--", "sleep", "infinity"])
         .env_clear()
@@ -43,7 +44,7 @@ pub(super) fn start(memory: &File, run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The processes that hold the memory of the generation with this run directory.
+/// Returns the helper processes for the generation with this run directory.
 pub(super) fn find(run_dir: &Path) -> io::Result<Vec<ProcessId>> {
     let mut mark = format!("{KEEPS_ENV}=").into_bytes();
     mark.extend_from_slice(run_dir.as_os_str().as_bytes());
@@ -58,13 +59,13 @@ pub(super) fn find(run_dir: &Path) -> io::Result<Vec<ProcessId>> {
         .collect())
 }
 
-/// The memory that is held of the generation with this run directory.
+/// Returns the kept memory of the generation with this run directory.
 pub(super) fn memory(run_dir: &Path) -> io::Result<Option<File>> {
     for keeper in find(run_dir)? {
         match File::open(format!("/proc/{}/fd/{DESCRIPTOR}", keeper.pid)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
-            // Looked at after it is open: it is this process's, and not that of another which has got its number.
+            // Checked after the open: the file belongs to this process, and not to another one that has reused its pid.
             Ok(memory) if Stat::read(keeper.pid)?.is_some_and(|stat| stat.is(&keeper)) => {
                 return Ok(Some(memory));
             }
@@ -74,7 +75,7 @@ pub(super) fn memory(run_dir: &Path) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-/// Ends the processes that hold the memory, and waits until they are gone.
+/// Ends the helper processes, and waits until they are gone.
 pub(super) async fn end(run_dir: &Path, exits: &Exits) -> io::Result<()> {
     for keeper in find(run_dir)? {
         if let Some(fd) = process::open(&keeper)? {

@@ -1,5 +1,5 @@
-//! Lends a dead guest's memory to a survivor: an ivshmem-plain device, plugged into a port that every guest has for
-//! it.
+//! Lends a dead guest's memory to a survivor, as an ivshmem-plain device in a port that every guest has for this
+//! purpose.
 //!
 //! ```text
 //!  dead guest's memfd ──offset, size──▶ memory-backend-file ──▶ ivshmem-plain, BAR 2 ──▶ pcie-root-port 0000:00:1e.0
@@ -27,46 +27,46 @@ use tokio::time::Instant;
 use super::{qmp, run_dir};
 use crate::contract::{LentPlace, LentWindow, Loan, MemoryRange};
 
-/// The most that is lent at a time, bytes: a power of two. With what is reserved for it, it leaves most of the address
-/// space to the guest's memory also on a processor with 39-bit addresses, 512 GiB.
+/// Maximum size of a loan, bytes: a power of two. Even on a processor with 39-bit addresses (512 GiB), the reserved
+/// address space leaves most of the rest to the guest's memory.
 const LENT_MAX_BYTES: u64 = 16 << 30;
-/// The address space that the firmware keeps for the port, bytes. A BAR begins at a multiple of its size, which the
-/// port's window need not (SeaBIOS 1.16 aligns it to 2 GiB): one of twice the size has such a place wherever it begins.
+/// Address space that the firmware reserves for the port, bytes. A BAR is aligned to its size, but the port's window
+/// need not be (SeaBIOS 1.16 aligns it to 2 GiB): a window of twice the size always contains an aligned place.
 const RESERVED_BYTES: u64 = 2 * LENT_MAX_BYTES;
-/// The least, bytes: QEMU maps whole pages.
+/// Minimum size of a loan, bytes: QEMU maps whole pages.
 const LENT_MIN_BYTES: u64 = 4096;
-/// Longest time for a guest to let go of what it was lent. An idle one takes milliseconds, in software emulation too.
+/// Maximum time for a guest to release a loan. An idle guest takes milliseconds, in software emulation too.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause before it is asked again: what it was asked while it booted, it may have missed.
+/// Interval between requests for the release: a guest may miss a request during its boot.
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(1);
-/// Pause between two looks at whether it has.
+/// Interval between checks for the release.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// QEMU's name for the port.
 const PORT: &str = "lending";
-/// Its address in the guest, and the end of that, which QEMU is told.
+/// Its address in the guest; QEMU gets only the last part.
 const PORT_ADDRESS: &str = "0000:00:1e.0";
 const PORT_SLOT: &str = "1e.0";
 /// QEMU's name for the device.
 const DEVICE: &str = "lent";
-/// QEMU's kind of a backend that maps a file.
+/// QEMU's type of a backend that maps a file.
 const BACKEND: &str = "memory-backend-file";
 /// Prefix of QEMU's name for the memory.
 const MEMORY_PREFIX: &str = "lent-memory-";
-/// Where QEMU keeps the devices that have a name.
+/// Path of named devices in QEMU's object tree.
 const DEVICES: &str = "/machine/peripheral";
-/// Where it keeps backends.
+/// Path of backends in QEMU's object tree.
 const OBJECTS: &str = "/objects";
 
-/// The port, as QEMU's `-device` takes it.
+/// Returns the port, as an argument of QEMU's `-device`.
 pub(super) fn port() -> String {
     format!(
         "pcie-root-port,id={PORT},bus=pcie.0,addr={PORT_SLOT},chassis=1,pref64-reserve={RESERVED_BYTES}"
     )
 }
 
-/// Lends the guest that runs from `run_dir` the end of this memory; none when it has no port for it, its QEMU cannot, or
-/// there is no memory.
+/// Lends the end of this memory to the guest with this run directory. Returns `None` if the guest has no port for it,
+/// its QEMU does not support it, or there is no memory.
 pub(super) async fn lend(run_dir: &Path, memory: &[MemoryRange]) -> io::Result<Option<Loan>> {
     let commands = run_dir.join(run_dir::COMMANDS);
     let Some(first) = memory.first() else {
@@ -74,7 +74,7 @@ pub(super) async fn lend(run_dir: &Path, memory: &[MemoryRange]) -> io::Result<O
     };
     let typename = Some(json!({ "typename": BACKEND }));
     let can = names(&commands, "qom-list-properties", typename).await?;
-    // A guest that was started by an older daemon has no port; QEMU before 8.1 lends only the beginning of a file.
+    // A guest from an older daemon has no port; QEMU before 8.1 can map only the beginning of a file.
     if !holds(&children(&commands, DEVICES).await?, PORT) || !holds(&can, "offset") {
         return Ok(None);
     }
@@ -88,7 +88,7 @@ pub(super) async fn lend(run_dir: &Path, memory: &[MemoryRange]) -> io::Result<O
     }))
 }
 
-/// Takes back what the guest that runs from `run_dir` was lent.
+/// Takes back the loan of the guest with this run directory.
 pub(super) async fn take_back(run_dir: &Path) -> io::Result<()> {
     let commands = run_dir.join(run_dir::COMMANDS);
     unplug(&commands).await?;
@@ -100,9 +100,9 @@ pub(super) async fn take_back(run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Length of a file that can be lent.
+/// Returns the length of a file, which must be suitable for lending.
 fn measured(file: &File) -> io::Result<u64> {
-    // Only a memory file has seals, so this is no other file in the place of one that was closed.
+    // Only a memfd has seals, so this is not another file that has reused the descriptor.
     if !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
         return Err(invalid(
             "the memory's file could be truncated under the survivor, which would kill it"
@@ -112,10 +112,10 @@ fn measured(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
-/// A lent part of a memory.
+/// The part of a memory to lend.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece {
-    /// Its offset in the file; a multiple of [`LENT_MIN_BYTES`].
+    /// Its offset in the file, a multiple of [`LENT_MIN_BYTES`].
     offset: u64,
     /// A power of two from [`LENT_MIN_BYTES`] to [`LENT_MAX_BYTES`].
     bytes: u64,
@@ -123,7 +123,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// The end of a file of this length, and what of the memory lies there.
+    /// Returns the end of a file of this length, with the memory in it.
     fn of(memory: &[MemoryRange], file_bytes: u64) -> io::Result<Self> {
         if file_bytes < LENT_MIN_BYTES || !file_bytes.is_multiple_of(LENT_MIN_BYTES) {
             return Err(invalid(format!(
@@ -173,7 +173,7 @@ async fn plug(commands: &Path, file: &File, piece: &Piece) -> io::Result<()> {
     let backend = json!({
         "qom-type": BACKEND,
         "id": name,
-        // QEMU, of the same user, opens it before it answers.
+        // QEMU, with the same user, opens the file before it answers.
         "mem-path": format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
         "share": true,
         "readonly": true,
@@ -184,13 +184,13 @@ async fn plug(commands: &Path, file: &File, piece: &Piece) -> io::Result<()> {
     let device = json!({ "driver": "ivshmem-plain", "id": DEVICE, "bus": PORT, "memdev": name });
     let plugged = qmp::command(commands, "device_add", Some(device)).await;
     if plugged.is_err() {
-        // Refused when QEMU has plugged it and only not answered: then the next one takes it back.
+        // QEMU refuses this if it has plugged the device but not answered; then the next take-back removes it.
         let _ = qmp::command(commands, "object-del", Some(json!({ "id": name }))).await;
     }
     plugged.map(drop)
 }
 
-/// Asks the guest to let go of the device, until it is gone.
+/// Asks the guest to release the device, and waits until it is gone.
 async fn unplug(commands: &Path) -> io::Result<()> {
     let begun = Instant::now();
     let mut asked: Option<Instant> = None;
@@ -206,7 +206,7 @@ async fn unplug(commands: &Path) -> io::Result<()> {
         if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN_EVERY) {
             asked = Some(Instant::now());
             let device = Some(json!({ "id": DEVICE }));
-            // A refusal is no failure yet: it may be gone by now, or about to go.
+            // A refusal is not a failure yet: the device may be gone already, or about to go.
             refused = qmp::command(commands, "device_del", device).await.err();
         } else {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -215,12 +215,12 @@ async fn unplug(commands: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Names of what QEMU keeps at this place.
+/// Returns the names of the objects at this path in QEMU.
 async fn children(commands: &Path, place: &str) -> io::Result<Vec<String>> {
     names(commands, "qom-list", Some(json!({ "path": place }))).await
 }
 
-/// The names in what a command answers.
+/// Returns the names in the answer to a command.
 async fn names(
     commands: &Path,
     command: &str,
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!((piece.offset, piece.bytes), (64 * MIB, 128 * MIB));
         assert_eq!(piece.windows, [window(64 * MIB, 128 * MIB, 0)]);
 
-        // Below the hole and above it: 1 GiB of what lies below, all of what lies above.
+        // Below and above the hole: 1 GiB of the lower memory, and all of the upper memory.
         let memory = [range(0, 0, 2 * GIB), range(4 * GIB, 2 * GIB, GIB)];
         let piece = Piece::of(&memory, 3 * GIB).unwrap();
         assert_eq!((piece.offset, piece.bytes), (GIB, 2 * GIB));
@@ -331,7 +331,7 @@ mod tests {
     const NONE: (&str, &str) = ("qom-list", r#""return": []"#);
     const DONE: &str = r#""return": {}"#;
 
-    /// QEMU, as a script of the commands that it gets, one on each connection, with its answers.
+    /// Runs a QEMU that follows a script: expects each command on a new connection, and sends its answer.
     async fn qemu(listener: UnixListener, script: &[(&str, &str)]) {
         for (command, answer) in script {
             let (stream, _) = listener.accept().await.unwrap();

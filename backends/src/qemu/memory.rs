@@ -2,8 +2,9 @@
 //! below the hole first and the memory above it after that.
 //!
 //! A memfd disappears with the last process that has it open. The daemon keeps it open too, so that the memory of a
-//! guest can be captured after its QEMU has exited; if it is to be captured, so does a helper process that survives
-//! the daemon ([`keeping`]). The memory is freed when the generation is released, whoever else still has it mapped.
+//! guest can be captured after its QEMU has exited; if it is to be captured, so does a helper process that survives the
+//! daemon ([`keeping`]). The memory is freed when the generation is released, even if other processes still have it
+//! mapped.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +20,7 @@ use super::{command, keeping};
 use crate::contract::{MemoryRange, ProcessId};
 use crate::process::Stat;
 
-/// The memories that are held, by their QEMU.
+/// The memories kept open, by their QEMU.
 #[derive(Debug, Default)]
 pub(super) struct Held(Mutex<BTreeMap<ProcessId, File>>);
 
@@ -28,7 +29,8 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds the memory of a guest from now on; false when its QEMU is gone, and nobody has kept it.
+    /// Keeps the memory of a guest open from now on. Returns false if its QEMU is gone and no helper process has kept
+    /// the memory.
     pub(super) fn hold(&self, qemu: &ProcessId, run_dir: &Path) -> io::Result<bool> {
         let mut all = self.all();
         if all.contains_key(qemu) {
@@ -45,7 +47,7 @@ impl Held {
         Ok(true)
     }
 
-    /// Has the memory outlive this process too; false when there is none.
+    /// Makes the memory outlive this process too. Returns false if there is none.
     pub(super) fn keep(&self, qemu: &ProcessId, run_dir: &Path) -> io::Result<bool> {
         if !self.hold(qemu, run_dir)? {
             return Ok(false);
@@ -55,12 +57,13 @@ impl Held {
         Ok(true)
     }
 
-    /// Holds the memory of a guest no longer, if it was held: whoever takes it gives it back to the host.
+    /// Stops keeping the memory of a guest open. Returns the memory, if it was kept; the caller gives it back to the
+    /// host.
     pub(super) fn take(&self, qemu: &ProcessId) -> Option<File> {
         self.all().remove(qemu)
     }
 
-    /// The ranges of a guest of this size; none when its memory is gone.
+    /// Returns the ranges of a guest of this size; none if its memory is gone.
     pub(super) fn ranges(
         &self,
         qemu: &ProcessId,
@@ -77,12 +80,12 @@ impl Held {
     }
 }
 
-/// Gives the memory in this file back to the host. To close the file is not enough: the QEMU of a survivor that was
-/// lent it, or anybody else who reads it, may have it mapped. They read zeros from now on; to shorten the file would
-/// end them, and QEMU has sealed it against that.
+/// Gives the memory in this file back to the host. Closing the file is not enough: the QEMU of a survivor with a
+/// loan, or another reader, may have it mapped. They read zeros from now on; truncating the file would kill them,
+/// and QEMU has sealed it against that.
 pub(super) fn give_back(file: &File) -> io::Result<()> {
     let bytes = file.metadata()?.len();
-    // It is held for reading.
+    // The descriptor is open only for reading.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let writable = File::options().write(true).open(path)?;
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -105,7 +108,7 @@ fn ranges(host_path: &Path, memory_bytes: u64) -> Vec<MemoryRange> {
     ranges
 }
 
-/// The memory that QEMU has.
+/// Opens the memory of a running QEMU.
 fn of_qemu(qemu: &ProcessId) -> io::Result<Option<File>> {
     let Some(path) = memfd(qemu.pid)? else {
         return Ok(None);
@@ -114,12 +117,12 @@ fn of_qemu(qemu: &ProcessId) -> io::Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    // Looked at after it is open: it is this QEMU's, and not that of another which has got its number.
+    // Checked after the open: the file belongs to this QEMU, and not to another process that has reused its pid.
     let same = Stat::read(qemu.pid)?.is_some_and(|stat| stat.is(qemu));
     Ok(same.then_some(opened))
 }
 
-/// QEMU's descriptor of it.
+/// Returns the path of QEMU's descriptor of its memory.
 fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
     let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(descriptors) => descriptors,
@@ -135,8 +138,8 @@ fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Whether the descriptor is of a guest's memory, and its own. What it was lent is the memory of another, open for
-/// reading alone, which the permissions of its name in `/proc` tell (proc_pid_fd(5)).
+/// Returns whether the descriptor is the guest's own memory. A loan is the memory of another guest and open
+/// only for reading, which the permissions of its name in `/proc` show (proc_pid_fd(5)).
 fn is_own_memory(descriptor: &Path) -> bool {
     let target = std::fs::read_link(descriptor).unwrap_or_default();
     let named = target.as_os_str().as_encoded_bytes();

@@ -5,8 +5,8 @@
 //!         ── QMP ───────────▶ QEMU ─ guest memory (memfd), vCPUs pinned ─┴▶ guest: agent as init
 //! ```
 //!
-//! * [`probe`](self) finds out by trial what the machine can do; this module builds the guest image from the agent,
-//!   its libraries and the modules that the kernel needs.
+//! * [`probe`](self) determines the machine's capabilities by trial; this module builds the guest image from the
+//!   agent, its libraries and the modules that the kernel needs.
 //! * Instead of the vhost-user device, a guest can use the host side of kerf-vsock: an ivshmem device, and
 //!   `kerf-vsock.ko` in the guest.
 //! * The guest's pvpanic driver reports a panic as an event, and the guest stops with its memory intact; without that
@@ -51,18 +51,18 @@ use crate::contract::{
 use crate::process::{Exits, Stat};
 use crate::{birth, fencing, finding};
 
-/// With this a kernel panics on a non-maskable interrupt (Linux, admin-guide/kernel-parameters.txt).
+/// Makes a kernel panic on a non-maskable interrupt (Linux, admin-guide/kernel-parameters.txt).
 const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
 /// The host kernel's own vsock device.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
-/// Which accelerator is used.
+/// The choice of accelerator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AccelChoice {
-    /// KVM when it is proved to work, else software emulation.
+    /// KVM if it is proved to work, otherwise software emulation.
     #[default]
     Auto,
-    /// KVM: where a trial shows that it does not work, nothing starts.
+    /// KVM only: if a trial shows that it does not work, no instance starts.
     Kvm,
     /// Software emulation.
     Tcg,
@@ -71,18 +71,18 @@ pub enum AccelChoice {
 /// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
-    /// The agent, as it runs in the guest.
+    /// The agent, in its build for guests.
     pub agent: PathBuf,
     /// `qemu-system-x86_64`.
     pub program: PathBuf,
-    /// `vhost-device-vsock`, used where the host has no `/dev/vhost-vsock`.
+    /// `vhost-device-vsock`, used on a host without `/dev/vhost-vsock`.
     pub vhost_vsock: PathBuf,
-    /// In place of virtio-vsock: kerf-vsock.
+    /// kerf-vsock, instead of virtio-vsock.
     pub kerf: Option<KerfConfig>,
-    /// Which accelerator is used.
+    /// The choice of accelerator.
     pub accel: AccelChoice,
     /// Directory with a `<release>` directory of modules for each kernel; searched before the image's own directory,
-    /// `lib/modules` beside the image, and `/lib/modules`.
+    /// `lib/modules` next to the image, and `/lib/modules`.
     pub modules: Option<PathBuf>,
     /// Directory for built guest images.
     pub cache: PathBuf,
@@ -105,7 +105,7 @@ impl KerfConfig {
     }
 }
 
-/// See the module.
+/// See the module's documentation.
 pub struct QemuBackend {
     config: QemuConfig,
     host_boot_id: String,
@@ -117,7 +117,7 @@ pub struct QemuBackend {
 }
 
 impl QemuBackend {
-    /// A backend as `config` says.
+    /// Creates a backend from `config`.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -150,7 +150,7 @@ impl QemuBackend {
         }
     }
 
-    /// Starts the processes; those that were started are in the placement, also after a failure.
+    /// Starts the processes; the placement contains those that were started, also after a failure.
     async fn start(&self, prepared: &mut Prepared) -> Result<(), SpawnError> {
         let placement = &mut prepared.placement;
         let directory = placement.run_dir.clone();
@@ -227,13 +227,13 @@ impl QemuBackend {
             containment: &containment,
         };
         let process = qemu.start().await.map_err(system("starting QEMU"))?;
-        // The one whose end is the instance's end comes first.
+        // The process whose end is the instance's end comes first.
         placement.processes.insert(0, process.clone());
         qemu.wait_for(&process, run_dir::EVENTS).await?;
         match start::pin_vcpus(&directory, &cpus).await {
             Ok(()) => Ok(()),
             Err(source) => {
-                // It may have ended instead: then what it said is the reason.
+                // QEMU may have ended instead: then its output is the reason.
                 qemu.wait_for(&process, run_dir::COMMANDS).await?;
                 let said = console::tail(&directory.join(run_dir::QEMU_LOG));
                 Err(SpawnError::System {
@@ -244,7 +244,7 @@ impl QemuBackend {
         }
     }
 
-    /// The state that the process alone shows; `None` if it runs, so that the caller can ask QEMU.
+    /// Returns the state that the process alone shows; `None` if it runs, so that the caller must query QEMU.
     async fn observe_process(&self, qemu: &ProcessId) -> io::Result<Option<Observation>> {
         let stat = Stat::read(qemu.pid)?;
         match stat.filter(|stat| stat.is(qemu)) {
@@ -257,7 +257,7 @@ impl QemuBackend {
         }
     }
 
-    /// Leaves nothing of a failed spawn but its logs. `error` is why it failed.
+    /// Removes everything of a failed spawn except its logs. `error` is the reason of the failure.
     async fn undo(&self, placement: &Placement, error: SpawnError) -> SpawnError {
         let order = FenceOrder::new(placement.generation);
         let undone = match self.fence(placement, order).await {
@@ -275,7 +275,7 @@ impl QemuBackend {
         }
     }
 
-    /// QEMU's own process; `None` when it was never started, or under another boot of the host.
+    /// Returns QEMU's own process; `None` if it was never started, or in another boot of the host.
     fn qemu_of<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
         let now = placement.host_boot_id == self.host_boot_id;
         let first = placement.processes.first();
@@ -402,7 +402,7 @@ impl Backend for QemuBackend {
                 "shutdown" => Observation::Ended(ExitCause::Exited { status: None }),
                 _ => Observation::Stopped,
             }),
-            // It may have been stopped, or have ended, before it could answer.
+            // QEMU may have been stopped, or have ended, before it could answer.
             Err(error) => match self.observe_process(qemu).await.map_err(what())? {
                 Some(seen) => Ok(seen),
                 None => Err(what()(error)),
@@ -417,7 +417,7 @@ impl Backend for QemuBackend {
         match self.qemu_of(placement) {
             Some(qemu) => {
                 let directory = &placement.run_dir;
-                // Without it a guest can run; there will be no vmcore of it then, which is said when one is wanted.
+                // A guest can run without this, but cannot be captured; a request for a vmcore will report that.
                 let _ = self.memory.hold(qemu, directory);
                 self.watches.ended(qemu, directory, &self.exits).await
             }
@@ -427,7 +427,7 @@ impl Backend for QemuBackend {
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
         self.check_own(placement)?;
-        // The request that every init understands: Ctrl-Alt-Del, SIGINT to PID 1.
+        // All init programs understand this request: Ctrl-Alt-Del, SIGINT to PID 1.
         let keys = ["ctrl", "alt", "delete"].map(|key| json!({"type": "qcode", "data": key}));
         let socket = placement.run_dir.join(run_dir::COMMANDS);
         let sent = qmp::command(&socket, "send-key", Some(json!({ "keys": keys }))).await;
@@ -464,7 +464,7 @@ impl Backend for QemuBackend {
     ) -> Result<(), BackendError> {
         self.check_own(placement)?;
         fencing::check_proof(placement, proof)?;
-        // Also what another daemon held, and a process has kept for this one.
+        // Includes memory that another daemon held, and that a helper process has kept for this one.
         let mut given = match self.qemu_of(placement) {
             Some(qemu) => self.memory.hold(qemu, &placement.run_dir).map(drop),
             None => Ok(()),
@@ -560,7 +560,7 @@ impl Backend for QemuBackend {
         };
         let what = || failed(format!("asking QEMU, process {}, for registers", qemu.pid));
         match self.observe_process(qemu).await.map_err(what())? {
-            // It runs, whatever its guest does, so it can be asked.
+            // QEMU runs, whatever its guest does, so it can be queried.
             None => {
                 let saved = registers::save(&placement.run_dir).await;
                 saved.map(|()| true).map_err(what())
@@ -583,7 +583,7 @@ impl Backend for QemuBackend {
             let seen = self.observe(survivor).await?;
             Ok(matches!(seen, Observation::Ended(_)))
         };
-        // A kernel that has ended reads nothing any more, and its QEMU's end is its fence's business.
+        // A dead kernel no longer reads its memory, and the fence handles the end of its QEMU.
         if ended().await? {
             return Ok(());
         }

@@ -12,10 +12,10 @@ use crate::key;
 
 /// Modules without which the daemon cannot reach the guest.
 const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
-/// Modules on which kerf-vsock stands.
+/// Modules that kerf-vsock requires.
 const NEEDED_BY_KERF: [&str; 1] = ["vmw_vsock_virtio_transport_common"];
-/// Modules that are loaded first where the kernel has them: a panic is then told at once, and QEMU's dumps
-/// say how the kernel's memory is laid out (VMCOREINFO).
+/// Modules that are loaded first if the kernel has them: a panic is then reported at once, and QEMU's
+/// dumps contain the kernel's memory layout (VMCOREINFO).
 const WELCOME: [&str; 2] = ["pvpanic_pci", "qemu_fw_cfg"];
 
 /// A guest that is about to be started.
@@ -29,14 +29,14 @@ pub(super) struct Prepared {
 }
 
 impl QemuBackend {
-    /// Refuses what cannot be started, before anything is made.
+    /// Refuses an invalid spawn before anything is created.
     pub(super) fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
         run_dir::check(&spec.run_dir)?;
         guest::check_memory(spec.memory_bytes)?;
         guest::check(spec)
     }
 
-    /// The image that the guest boots, without its configuration.
+    /// Returns the guest's image, without its configuration.
     async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
             let own = own.clone();
@@ -69,7 +69,7 @@ impl QemuBackend {
         built.map_err(guest::image_failed)
     }
 
-    /// Makes the run directory with everything in it that the processes need.
+    /// Creates the run directory with all files that the processes need.
     pub(super) async fn prepare(&self, spec: &SpawnSpec) -> Result<Prepared, SpawnError> {
         let accelerator = self.accelerator(spec.kernel.path()).await?;
         self.version()

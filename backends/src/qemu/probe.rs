@@ -1,4 +1,4 @@
-//! Finds out by trial what this machine can do.
+//! Determines the capabilities of this machine by trial.
 //!
 //! `/dev/kvm` can exist, open and create a machine, and still be unable to run a kernel. So KVM is used only after it
 //! has passed two tests:
@@ -25,22 +25,23 @@ use tokio::sync::Mutex;
 use super::command::{self, Accelerator};
 use crate::contract::{PANIC_LINE, SpawnError};
 
-/// Mode of the cache directory where it has to be made: what is in it is no secret.
+/// Mode of the cache directory if it must be created: its contents are not secret.
 const CACHE_DIR_MODE: u32 = 0o755;
-/// Longest time for the ROM: it takes a tenth of a second.
+/// Maximum time for the ROM, which takes a tenth of a second.
 const ROM_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest time for a kernel to boot under KVM: it takes about one second.
+/// Maximum time for a kernel to boot under KVM, which takes about one second.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Version line of the newest release of vhost-device-vsock; `scripts/vhost-device-vsock.patch` fixes its bug.
 const UNSOUND_DEVICE: &str = "vhost-device-vsock 0.3.0";
-/// Longest time for a program to say its version.
+/// Maximum time for a program to print its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
-/// The last 16 bytes of the ROM, where a processor begins: mov dx,0x501; mov al,0x31; out dx,al; hlt.
+/// The beginning of the last 16 bytes of the ROM, where a processor starts: mov dx,0x501; mov al,0x31; out dx,al; hlt.
 const ROM_CODE: [u8; 7] = [0xba, 0x01, 0x05, 0xb0, 0x31, 0xee, 0xf4];
 const ROM_BYTES: usize = 64 * 1024;
 /// isa-debug-exit ends QEMU with (value << 1) | 1.
 const ROM_STATUS: i32 = (0x31 << 1) | 1;
-/// Under software emulation older QEMUs corrupt the memory of guests from Linux 6.12 on, now and then.
+/// QEMU's first major version with sound emulation: older ones sometimes corrupt the memory of guests from Linux 6.12
+/// on.
 const SOUND_EMULATION: u32 = 8;
 const SOUND_EMULATION_NEEDED_FROM: (u32, u32) = (6, 12);
 
@@ -52,7 +53,7 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// Asks the program.
+    /// Queries the program.
     pub(super) async fn of(qemu: &Path) -> Result<Self, SpawnError> {
         let text = first_line(qemu).await.map_err(|reason| {
             SpawnError::Unavailable(format!(
@@ -94,7 +95,7 @@ impl Version {
     }
 }
 
-/// The first line that `program --version` prints, or why there is none.
+/// Returns the first line of the output of `program --version`, or why there is none.
 pub(super) async fn first_line(program: &Path) -> Result<String, String> {
     let output = Command::new(program)
         .arg("--version")
@@ -118,7 +119,7 @@ pub(super) async fn first_line(program: &Path) -> Result<String, String> {
         .collect())
 }
 
-/// The verdict on a vhost-device-vsock with this version line.
+/// Returns the verdict on a vhost-device-vsock with this version line.
 pub(super) fn judge_vsock_device(line: &str) -> String {
     if line.trim() != UNSOUND_DEVICE {
         return line.to_owned();
@@ -137,11 +138,11 @@ enum Kvm {
     Plausible,
     /// A kernel booted, or the configuration insists.
     Works,
-    /// Why not.
+    /// KVM cannot be used, with the reason.
     Unusable(String),
 }
 
-/// Remembered in the cache directory.
+/// The result stored in the cache directory.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Remembered {
     host_boot_id: String,
@@ -150,7 +151,7 @@ struct Remembered {
     detail: String,
 }
 
-/// Finds out, once, and remembers.
+/// Determines the result once, and stores it.
 pub(super) struct KvmProbe {
     qemu: PathBuf,
     host_boot_id: String,
@@ -182,7 +183,7 @@ impl KvmProbe {
         })
     }
 
-    /// A memory that cannot be written costs a probe at the next start, nothing else.
+    /// Stores the result. A failed write only costs another probe at the next start.
     fn remember(&self, version: &Version, kvm: &Kvm) {
         let (kvm_works, detail) = match kvm {
             Kvm::Works => (true, String::new()),
@@ -200,14 +201,14 @@ impl KvmProbe {
         }
     }
 
-    /// Writes a file of the cache.
+    /// Writes a file in the cache directory.
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
         OwnDir::make(&self.cache, CACHE_DIR_MODE)?.write(name, bytes)?;
         Ok(())
     }
 
-    /// The first test, and what to tell the operator.
+    /// Runs the first test. Returns the result as text for the operator.
     pub(super) async fn first(&self, version: &Version) -> String {
         let mut state = self.state.lock().await;
         if *state == Kvm::Untested {
@@ -226,7 +227,7 @@ impl KvmProbe {
         }
     }
 
-    /// The accelerator for `kernel`. The first call boots the kernel.
+    /// Returns the accelerator for `kernel`. The first call boots the kernel.
     pub(super) async fn accelerator(&self, version: &Version, kernel: &Path) -> Accelerator {
         self.first(version).await;
         let mut state = self.state.lock().await;
@@ -240,7 +241,7 @@ impl KvmProbe {
         }
     }
 
-    /// Tries KVM as far as that goes without a kernel, or with this one, where nothing else may be used.
+    /// Tries KVM without a kernel as far as possible, or with this one, if the configuration permits nothing else.
     ///
     /// # Errors
     /// If KVM cannot be used here.
@@ -293,7 +294,7 @@ impl KvmProbe {
         }
     }
 
-    /// Without a root file system a kernel boots as far as its panic, and that resets.
+    /// Boots the kernel without a root file system: it runs up to a panic, which resets the machine.
     async fn boot(&self, kernel: &Path) -> Kvm {
         let mut arguments: Vec<OsString> = ["-m", "256M", "-serial", "stdio", "-no-reboot"]
             .map(OsString::from)
@@ -308,7 +309,7 @@ impl KvmProbe {
         }
     }
 
-    /// Runs QEMU with KVM to its end; its status and the end of what it said.
+    /// Runs QEMU with KVM until it ends. Returns its status and the end of its output.
     async fn try_out(
         &self,
         arguments: Vec<OsString>,
@@ -376,7 +377,7 @@ mod tests {
         assert_eq!(Version::parse("bash 5"), None);
     }
 
-    /// A program that stands for QEMU and ends with this status.
+    /// Returns a program in place of QEMU that runs `script`.
     fn pretend(dir: &Path, script: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = dir.join("qemu");
@@ -421,7 +422,7 @@ mod tests {
             *probe.state.lock().await = Kvm::Plausible;
             let required = probe.required(&version, kernel).await;
             match (kernel, required) {
-                // It has to be tried with a kernel.
+                // A test with a kernel is still required.
                 (None, required) => assert!(matches!(required, Ok(Accelerator::Kvm))),
                 (Some(_), required) => {
                     let text = required.unwrap_err().to_string();

@@ -18,29 +18,29 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// Longest line that QEMU sends, in bytes.
+/// Maximum length of a line from QEMU, in bytes.
 const LINE_MAX_BYTES: u64 = 256 * 1024;
-/// Events that may come in while an answer is awaited.
+/// Maximum number of events that arrive while an answer is awaited.
 const EVENTS_MAX: usize = 256;
-/// Longest time for QEMU to answer a command.
+/// Maximum time for QEMU to answer a command.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pause before a client for whom the socket's queue had no place tries again.
+/// Pause before a client that found the socket's queue full retries.
 const PLACE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Something that QEMU tells unasked.
+/// An event from QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Event {
     pub(super) name: String,
     pub(super) data: Value,
 }
 
-/// A connection past its greeting.
+/// A connection after its greeting.
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
     events: VecDeque<Event>,
 }
 
-/// A line from QEMU: exactly one of these is there.
+/// A line from QEMU; exactly one of these fields is set.
 #[derive(Deserialize)]
 struct Line {
     #[serde(rename = "QMP")]
@@ -58,11 +58,11 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, as soon as there is a place in its queue: the caller bounds the wait.
+    /// Connects to the socket at `path` as soon as its queue has space; the caller sets a timeout.
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
         let stream = loop {
             match UnixStream::connect(path).await {
-                // The queue is full (unix(7): EAGAIN). QEMU empties it when it comes to it.
+                // The queue is full (unix(7): EAGAIN). QEMU empties it later.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(PLACE_PAUSE).await;
                 }
@@ -105,8 +105,8 @@ impl Qmp {
         }
     }
 
-    /// The next event. May be dropped and called again without losing one only between lines, so
-    /// whoever selects over it must not come back to it.
+    /// Returns the next event. The future is cancel-safe only between lines, so a caller that
+    /// selects over it must not call it again after a cancellation.
     pub(super) async fn event(&mut self) -> io::Result<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -117,7 +117,7 @@ impl Qmp {
         }
     }
 
-    /// QEMU's word for what the guest does: `running`, `paused`, `guest-panicked`, `shutdown` …
+    /// Returns QEMU's status of the guest: `running`, `paused`, `guest-panicked`, `shutdown` …
     pub(super) async fn status(&mut self) -> io::Result<String> {
         let answer = self.execute("query-status", None).await?;
         let status = answer["status"].as_str().map(str::to_owned);
@@ -167,7 +167,7 @@ pub(super) async fn command_within(
     bounded(timeout, work).await
 }
 
-/// The guest's status, within [`ANSWER_TIMEOUT`].
+/// Returns the guest's status, within [`ANSWER_TIMEOUT`].
 pub(super) async fn status(path: &Path) -> io::Result<String> {
     let work = async { Qmp::connect(path).await?.status().await };
     bounded(ANSWER_TIMEOUT, work).await
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
-    /// Answers each line it gets with the next of `answers`, after the first, which greets.
+    /// Answers each received line with the next one of `answers`, after the first, which is the greeting.
     async fn serve(listener: UnixListener, answers: &[&str]) {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(stream);
@@ -223,7 +223,7 @@ mod tests {
         tokio::join!(client, serve(listener, &answers));
     }
 
-    /// As QEMU does on a busy machine: it listens with a backlog of 1 and is late in serving.
+    /// Like QEMU on a busy machine: the server listens with a backlog of 1 and is slow to accept.
     #[tokio::test]
     async fn clients_for_whom_the_queue_has_no_place_are_served_later() {
         use rustix::net::{
@@ -244,7 +244,7 @@ mod tests {
                 command_within(minute, &path, "query-status", None).await
             });
         }
-        // The queue is full now: those without a place have been told so.
+        // The queue is full now: clients without a place have received the error.
         tokio::time::sleep(PLACE_PAUSE * 4).await;
         let listener = UnixListener::from_std(made.into()).unwrap();
         for _ in 0..6 {

@@ -11,10 +11,10 @@ use serde_json::json;
 use super::{qmp, run_dir};
 use crate::contract::REGISTERS;
 
-/// Bytes of memory that are dumped with them: QEMU dumps at least something.
+/// Size of the dumped memory, bytes: QEMU's dumps contain at least some.
 const MEMORY_BYTES: u64 = 4096;
 
-/// Writes them into the run directory.
+/// Writes the registers into the run directory.
 pub(super) async fn save(run_dir: &Path) -> io::Result<()> {
     let arguments = json!({
         "paging": false,

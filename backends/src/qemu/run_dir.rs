@@ -10,13 +10,13 @@ use crate::finding::PLACEMENT;
 
 /// The guest's initramfs.
 pub(super) const INITRAMFS: &str = "initramfs.img";
-/// Where QEMU takes commands.
+/// QEMU's socket for commands.
 pub(super) const COMMANDS: &str = "qmp.sock";
-/// Where QEMU tells events.
+/// QEMU's socket for events.
 pub(super) const EVENTS: &str = "events.sock";
-/// Where the vhost-user device waits for QEMU.
+/// The vhost-user device's socket for QEMU.
 pub(super) const VHOST: &str = "vhost.sock";
-/// Where the daemon connects to the guest (CONNECT 9000), with a vhost-user device.
+/// The socket of a vhost-user device for the daemon's connections to the guest (CONNECT 9000).
 pub(super) const VSOCK: &str = "vsock.sock";
 /// The guest's console output.
 pub(super) const CONSOLE: &str = "console.log";
@@ -38,7 +38,7 @@ pub(super) const REMOVED: [&str; 8] = [
     REGISTERS,
 ];
 
-/// Refuses a directory in which the longest socket's path would not fit.
+/// Refuses a directory in which the longest socket path would not fit.
 pub(super) fn check(directory: &Path) -> Result<(), SpawnError> {
     let longest = directory.join(EVENTS);
     let length = longest.as_os_str().len() + 1;

@@ -22,18 +22,18 @@ use crate::contract::{Containment, ProcessId, SpawnError};
 use crate::marks::FENCE_ENV;
 use crate::process::Stat;
 
-/// The role whose end is the guest's.
+/// The role of the process whose end is the guest's end.
 pub(super) const QEMU_ROLE: &str = "qemu";
-/// The role that carries its vsock.
+/// The role of the process that carries its vsock.
 pub(super) const VHOST_ROLE: &str = "vhost-user-vsock";
-/// The same, where that is kerf-vsock.
+/// The role of that process for kerf-vsock.
 pub(super) const KERF_ROLE: &str = "kerf-vsock";
-/// The roles, the first the one whose end is the guest's.
+/// The roles; the first one is the process whose end is the guest's end.
 pub(super) const ROLES: [&str; 3] = [QEMU_ROLE, VHOST_ROLE, KERF_ROLE];
-/// Longest time for a started process to make its socket, and for QEMU to take its first command. Generous: only a
-/// process that hangs takes so long, one that ends is seen at once.
+/// Maximum time for a started process to create its socket, and for QEMU to accept its first command. Generous:
+/// only a process that hangs takes this long; one that ends is noticed at once.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause between two looks for it.
+/// Interval between checks for the socket.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// A process to start.
@@ -48,20 +48,20 @@ pub(super) struct Starting<'a> {
     pub(super) log: &'static str,
     /// Host CPUs that it may use.
     pub(super) cpus: &'a [u16],
-    /// The cgroup that it is started in.
+    /// The cgroup in which it is started.
     pub(super) cgroup: Option<&'a Cgroup>,
     /// Marks that identify the process.
     pub(super) containment: &'a Containment,
 }
 
 impl Starting<'_> {
-    /// Starts it and confines it to its CPUs before it has threads of its own.
+    /// Starts the process and confines it to its CPUs before it has threads of its own.
     pub(super) async fn start(&self) -> io::Result<ProcessId> {
         let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
         close_on_exec_from(FIRST_OTHER)?;
         let held = self.containment;
         let birth = birth::prepare(self.run_dir, self.role, self.cgroup.map(Cgroup::path), held)?;
-        // The agent is born, makes a session of its own and becomes the program: same pid.
+        // The agent is born, creates its own session and executes the program: the pid stays the same.
         let mut command = Command::new(self.agent);
         command
             .args(birth.words())
@@ -73,7 +73,7 @@ impl Starting<'_> {
             .current_dir("/");
         let unborn = Unborn::start(command)?;
         let pid = i32::try_from(unborn.pid()).map_err(|_| io::ErrorKind::InvalidData)?;
-        // Our own child stays until it is reaped: there is always something to read.
+        // A child stays in `/proc` until it is reaped, so that the read always succeeds.
         let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
         confine(pid, self.cpus)?;
         limit_descriptors(pid)?;
@@ -85,7 +85,7 @@ impl Starting<'_> {
         })
     }
 
-    /// Waits until the process accepts connections at `socket`, or has ended instead.
+    /// Waits until the process accepts connections at `socket`, or has ended.
     pub(super) async fn wait_for(
         &self,
         process: &ProcessId,
@@ -99,7 +99,7 @@ impl Starting<'_> {
             SpawnError::Refused(format!("{program:?} {what}; it said: {said:?}"))
         };
         loop {
-            // Looking, not connecting: the device takes its first connection for QEMU's.
+            // Only check for the file, without connecting: the device treats its first connection as QEMU's.
             if path.exists() {
                 return Ok(());
             }
@@ -117,7 +117,7 @@ impl Starting<'_> {
     }
 }
 
-/// Gives a process the soft limit of descriptors that this one was started with.
+/// Gives a process the soft limit of descriptors with which this process was started.
 fn limit_descriptors(pid: i32) -> io::Result<()> {
     let (Some(soft), Some(pid)) = (
         kmorph_launch::descriptor_limit::before(),
@@ -134,7 +134,7 @@ fn limit_descriptors(pid: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a thread, and those that it starts, run on these CPUs only.
+/// Restricts a thread, and the threads that it starts, to these CPUs.
 fn confine(thread: i32, cpus: &[u16]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
@@ -152,7 +152,7 @@ fn confine(thread: i32, cpus: &[u16]) -> io::Result<()> {
     Ok(sched_setaffinity(Some(thread), &set)?)
 }
 
-/// Gives each virtual CPU a host CPU of its own, in turn.
+/// Pins each virtual CPU to a host CPU, in turn.
 pub(super) async fn pin_vcpus(directory: &Path, cpus: &[u16]) -> io::Result<()> {
     let commands = directory.join(run_dir::COMMANDS);
     let answer = qmp::command_within(SOCKET_TIMEOUT, &commands, "query-cpus-fast", None).await?;

@@ -23,7 +23,7 @@ use super::run_dir;
 use crate::contract::{ExitCause, ProcessId};
 use crate::process::Exits;
 
-/// Pause before the event socket is tried again; QEMU makes it early in its start.
+/// Pause before the next attempt at the event socket, which QEMU creates early in its start.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 
 type Key = (i32, u64);
@@ -46,19 +46,19 @@ impl Watches {
         let mut seen = self.start(qemu, run_dir, exits);
         match seen.wait_for(Option::is_some).await.map(|c| c.clone()) {
             Ok(Some(cause)) => cause,
-            // The watch was ended by `forget`: the generation is released, nobody needs the cause.
+            // `forget` ended the watch: the generation is released, so the cause is not needed.
             Ok(None) | Err(_) => ExitCause::Exited { status: None },
         }
     }
 
-    /// The cause, if its end has been seen.
+    /// Returns the cause, if the end was observed.
     pub(super) fn seen(&self, qemu: &ProcessId) -> Option<ExitCause> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, _) = known.get(&key(qemu))?;
         seen.borrow().clone()
     }
 
-    /// Ends the watch of a generation that is released.
+    /// Ends the watch of a released generation.
     pub(super) fn forget(&self, qemu: &ProcessId) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, task)) = known.remove(&key(qemu)) {
@@ -74,7 +74,7 @@ impl Watches {
             let task = tokio::spawn(async move {
                 let cause = end_of(&qemu, &run_dir, &exits).await;
                 let _ = sender.send(Some(cause));
-                // Keeps the channel open for those who ask later.
+                // Keep the channel open for later callers.
                 sender.closed().await;
             });
             (receiver, task.abort_handle())
@@ -105,20 +105,20 @@ async fn end_of(qemu: &ProcessId, directory: &Path, exits: &Exits) -> ExitCause 
     }
 }
 
-/// QEMU's own end. Exit status 0 is the guest's power-off, seen too late to hear the event.
+/// Waits for QEMU's own end. Exit status 0 is the guest's power-off whose event was missed.
 async fn own_end(qemu: &ProcessId, exits: &Exits) -> ExitCause {
     match exits.wait(qemu).await {
         Ok(ExitCause::Exited { status: Some(0) }) => ExitCause::Exited { status: None },
         Ok(cause) => cause,
-        // Without a pidfd its end cannot be seen here; its events and silence will tell.
+        // Without a pidfd its end cannot be observed here; its events and the heartbeats will detect it.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// The first event that is an end; `None` when the connection ends without one.
+/// Waits for the first event that is an end; `None` if the connection ends without one.
 async fn first_event(socket: &Path) -> Option<ExitCause> {
     let mut qmp = Qmp::connect(socket).await.ok()?;
-    // Only the status shows events before this connection.
+    // Only the status shows a panic before this connection.
     if qmp.status().await.ok()? == "guest-panicked" {
         return Some(ExitCause::KernelPanicked);
     }
@@ -129,7 +129,7 @@ async fn first_event(socket: &Path) -> Option<ExitCause> {
     }
 }
 
-/// The end that an event tells of, if it does.
+/// Returns the end that an event reports, if any.
 fn cause_of(event: &Event) -> Option<ExitCause> {
     match event.name.as_str() {
         "GUEST_PANICKED" | "GUEST_CRASHLOADED" => Some(ExitCause::KernelPanicked),
@@ -137,7 +137,7 @@ fn cause_of(event: &Event) -> Option<ExitCause> {
             Some("guest-reset") => Some(ExitCause::Reset),
             Some("guest-shutdown") => Some(ExitCause::Exited { status: None }),
             Some("guest-panic") => Some(ExitCause::KernelPanicked),
-            // Ended from outside: how, its exit says.
+            // Ended from outside: the exit status shows how.
             _ => None,
         },
         _ => None,
@@ -148,7 +148,7 @@ async fn keep_logs_bounded(directory: &Path) -> Infallible {
     loop {
         tokio::time::sleep(console::LOOK_EVERY).await;
         for log in run_dir::LOGS {
-            // A log that cannot be turned over now may be so at the next look.
+            // If the rotation fails, the next check repeats it.
             let _ = console::bound(&directory.join(log));
         }
     }

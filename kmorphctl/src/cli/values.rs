@@ -3,13 +3,13 @@
 use jiff::{SpanRelativeTo, Timestamp};
 use kmorph_control_api::{POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, PublishRequest};
 
-/// Shortest morph timeout, seconds.
+/// Minimum morph timeout, seconds.
 const MORPH_TIMEOUT_MIN_S: f64 = 1.0;
 /// Maximum wait of a command, seconds: a day.
 const WAIT_MAX_S: f64 = 86_400.0;
-/// Longest time between two pings, seconds.
+/// Maximum interval between two pings, seconds.
 const INTERVAL_MAX_S: f64 = 3600.0;
-/// Largest downtime budget, milliseconds; it travels as microseconds in 32 bits.
+/// Maximum downtime budget, milliseconds; it is sent as microseconds in 32 bits.
 const BUDGET_MAX_MS: f64 = 3_600_000.0;
 
 fn number_within(text: &str, low: f64, high: f64, unit: &str) -> Result<f64, String> {
@@ -45,7 +45,7 @@ pub(super) fn interval(text: &str) -> Result<f64, String> {
     number_within(text, 0.0, INTERVAL_MAX_S, "seconds")
 }
 
-/// Milliseconds as typed, microseconds as sent.
+/// Converts milliseconds, as typed, to microseconds, as sent.
 pub(super) fn budget_us(text: &str) -> Result<u32, String> {
     let us = number_within(text, 0.001, BUDGET_MAX_MS, "milliseconds")? * 1000.0;
     // In range by the check above: at most 3.6e9, below 2^32.

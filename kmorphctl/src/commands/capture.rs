@@ -28,7 +28,7 @@ pub(super) async fn capture(
     let result = operation.result.unwrap_or_default();
     match serde_json::from_value::<CaptureReport>(result) {
         Ok(report) => said(out, &report),
-        // A daemon that tells less: the operation succeeded all the same.
+        // The report of an older daemon lacks fields: the operation succeeded all the same.
         Err(_) => out.line("Done"),
     }?;
     Ok(Exit::Ok)

@@ -26,15 +26,15 @@ use crate::places::Places;
 
 /// The daemon's program.
 const PROGRAM: &str = "kmorphd";
-/// How often a starting or stopping daemon is looked at.
+/// Interval between checks of a starting or stopping daemon.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Longest time a daemon that did not come up has to end before it is killed.
+/// Maximum time for a daemon that did not come up to end, before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time the daemon's program has to say its version.
+/// Maximum time for the daemon's program to print its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of its log is shown when it did not start, bytes.
+/// Maximum size of the shown part of a failed daemon's log, bytes.
 const LOG_SHOWN_BYTES: u64 = 4096;
-/// How many lines of it.
+/// Maximum number of its lines that are shown.
 const LOG_SHOWN_LINES: usize = 8;
 
 pub(super) async fn run(
@@ -52,7 +52,7 @@ pub(super) async fn run(
     }
 }
 
-/// The command that runs the daemon: beside this program, else from PATH.
+/// Returns the command that runs the daemon: next to this program, otherwise from PATH.
 async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command), Failure> {
     let beside = std::env::current_exe()
         .ok()
@@ -70,8 +70,8 @@ async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command)
     Ok((program, command))
 }
 
-/// Refuses a program that is called as the daemon is and is another: the C project of the same name has a `kmorphd` too,
-/// which takes over the machine. That one knows no `--version`, and ends.
+/// Refuses another program with the daemon's name: the C project of the same name has a `kmorphd` too, which takes over
+/// the machine. That one does not know `--version`, and exits.
 async fn check_program(program: &Path) -> Result<(), Failure> {
     let mut asked = tokio::process::Command::new(program);
     asked
@@ -104,7 +104,7 @@ fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// Returns only when it failed.
+/// Returns only on failure.
 async fn become_daemon(args: &StartArgs, places: &Places) -> Failure {
     match program(args, places).await {
         Ok((program, mut command)) => cannot_run(&program, &command.exec()),
@@ -149,8 +149,8 @@ async fn start(
     Ok(Exit::Ok)
 }
 
-/// Opens the log for appending. It is for its owner only, and so is its directory where that is the daemon's state
-/// directory or has to be made.
+/// Opens the log for appending. The log is accessible only to its owner, and so is its directory if it is the
+/// daemon's state directory or must be created.
 fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
     let in_state_dir = path == places.log;
     let refused = |refusal: Refusal| {
@@ -184,7 +184,7 @@ fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
     dir.and_then(|dir| dir.append(name)).map_err(refused)
 }
 
-/// Waits until the daemon just started answers; ends it when it does not.
+/// Waits until the daemon that was just started answers; ends it if it does not.
 async fn wait_until_up(
     client: &Client,
     mut child: Child,
@@ -215,7 +215,7 @@ async fn wait_until_up(
     }
 }
 
-/// Ends a daemon that is of no use: asks first.
+/// Ends a daemon that did not come up: requests a shutdown first.
 async fn end(child: &mut Child) {
     if let Ok(pid) = i32::try_from(child.id()) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
@@ -231,7 +231,7 @@ async fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// A backend by name, and what it found on the machine: mostly that begins with its name.
+/// Returns a backend by name, with its findings on the machine, which usually begin with the name.
 fn backend(name: &str, detail: &str) -> String {
     match detail.starts_with(name) {
         true => detail.to_owned(),
@@ -248,7 +248,7 @@ fn did_not_start(why: &str, log: &Path, began_at: u64) -> Failure {
     Failure::new(Exit::Unreachable, text).hint(format!("see its log, {}", log.display()))
 }
 
-/// The last lines that were written to the log since it had `began_at` bytes.
+/// Returns the last lines written to the log since it had `began_at` bytes.
 fn last_lines(log: &Path, began_at: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
@@ -274,7 +274,7 @@ fn last_lines(log: &Path, began_at: u64) -> Vec<String> {
 
 async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit, Failure> {
     let graceful = args.graceful;
-    // Who it is, before it can have ended: afterwards its pid may be another's.
+    // Identify the daemon before it can have ended: afterwards another process may have its pid.
     let before = client.get::<DaemonStatus>(&path(&["daemon"])).await?;
     let before = (before.value.pid, started_at(before.value.pid));
     let asked = client
@@ -312,7 +312,8 @@ async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit
     Ok(Exit::Ok)
 }
 
-/// Ends when the process that started then is gone, or its socket is when the process cannot be seen from here.
+/// Waits until the process with that start time is gone or, if the process is not visible from here, until its socket
+/// is gone.
 async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
     let lives = || started.is_some() && started_at(pid) == started;
     while lives() || std::os::unix::net::UnixStream::connect(socket).is_ok() {
@@ -320,14 +321,14 @@ async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
     }
 }
 
-/// Start time of the process with this pid, in clock ticks since boot; `None` if there is no such process, or it is a
-/// zombie.
+/// Returns the start time of the process with this pid, in clock ticks since boot; `None` if there is no such
+/// process, or it is a zombie.
 fn started_at(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     started_in(&stat)
 }
 
-/// Fields 3 and 22 of proc_pid_stat(5); the name before them may contain anything.
+/// Parses fields 3 and 22 of proc_pid_stat(5); the name before them may contain any characters.
 fn started_in(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split_whitespace();

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-/// Starts `command` with no terminal, `log` as its output, nothing as its input and no other descriptor. SIGHUP is
-/// blocked in it until it unblocks that.
+/// Starts `command` without a terminal, with `log` as its output, no input and no other descriptors. SIGHUP is
+/// blocked in it until it unblocks the signal.
 ///
 /// # Errors
 /// If it cannot be started.
@@ -22,11 +22,11 @@ pub(super) fn start(mut command: Command, log: &File) -> std::io::Result<Child> 
     let detach = move || {
         nix::unistd::setsid()?;
         close_on_exec_from(FIRST_OTHER)?;
-        // Sent before the program can handle it, it waits instead of ending the program.
+        // A blocked signal waits until the program can handle it, instead of ending the program.
         nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&hangup), None)?;
         Ok(())
     };
-    // SAFETY: the closure runs between fork and exec. It makes system calls that are async-signal-safe, allocates
+    // SAFETY: the closure runs between fork and exec. It makes only async-signal-safe system calls, allocates
     // nothing and takes no lock.
     unsafe {
         command.pre_exec(detach);

@@ -31,7 +31,7 @@ pub(super) async fn run(
     let result = operation.result.unwrap_or_default();
     match serde_json::from_value::<DoctorReport>(result) {
         Ok(report) => show(out, &report),
-        // A daemon that tells less: the operation succeeded all the same.
+        // The report of an older daemon lacks fields: the operation succeeded all the same.
         Err(_) => out.line("Done"),
     }?;
     Ok(Exit::Ok)
@@ -55,7 +55,7 @@ async fn last(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
     })
 }
 
-/// The outcome and its time, in a line.
+/// Returns the outcome and its time, in one line.
 pub(super) fn outcome(report: &DoctorReport) -> Word {
     let at = local_time(&report.ended_at);
     match &report.reason {

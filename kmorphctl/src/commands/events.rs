@@ -14,18 +14,18 @@ use crate::failure::Failure;
 use crate::figures::local_time;
 use crate::output::Output;
 
-/// Longest line of the stream, bytes.
+/// Maximum length of a line of the stream, bytes.
 const LINE_MAX_BYTES: usize = 1 << 20;
 
-/// Which events.
+/// The requested events.
 pub(super) struct Wanted {
-    /// Of this instance alone.
+    /// Only events of this instance.
     pub(super) instance: Option<String>,
-    /// Also those to come.
+    /// Also new events.
     pub(super) follow: bool,
-    /// After the one with this id.
+    /// Only events after the event with this id.
     pub(super) since_id: Option<u64>,
-    /// How many at most.
+    /// Maximum number of events.
     pub(super) count: Option<u64>,
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn show(
     Ok(Exit::Ok)
 }
 
-/// How many events are shown: the first ones at once, or the newest ones at the end.
+/// Selects the events to show: the first ones at once, or the newest ones at the end.
 struct Shown {
     left: u64,
     at_the_end: bool,
@@ -89,7 +89,7 @@ impl Shown {
         }
     }
 
-    /// The event, if it is to be shown now.
+    /// Returns the event if it is to be shown now.
     fn next(&mut self, data: &str) -> Option<String> {
         if !self.at_the_end {
             self.left = self.left.saturating_sub(1);
@@ -107,7 +107,7 @@ impl Shown {
     }
 }
 
-/// The next bytes; `None` at the end.
+/// Returns the next bytes; `None` at the end.
 async fn next_chunk(client: &Client, stream: &mut Incoming) -> Result<Option<Vec<u8>>, Failure> {
     match stream.frame().await {
         Some(Ok(frame)) => Ok(Some(
@@ -142,14 +142,14 @@ fn print(client: &Client, out: &mut Output, data: &str) -> Result<(), Failure> {
     out.flush()
 }
 
-/// Cuts a byte stream into lines.
+/// Splits a byte stream into lines.
 #[derive(Default)]
 struct Lines {
     rest: Vec<u8>,
 }
 
 impl Lines {
-    /// The lines that end in `chunk`.
+    /// Returns the lines that end in `chunk`.
     fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>, &'static str> {
         let mut lines = Vec::new();
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {

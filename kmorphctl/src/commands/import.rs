@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::upstream::{self, Fate, Fault, Import};
 
-/// How many faults of a file are listed; how many more there are is said.
+/// Maximum number of listed faults of a file; the message states the number of further ones.
 const FAULTS_SHOWN: usize = 20;
 
 pub(super) fn run(out: &mut Output, args: &ImportUpstreamArgs) -> Result<Exit, Failure> {
@@ -36,7 +36,7 @@ pub(super) fn run(out: &mut Output, args: &ImportUpstreamArgs) -> Result<Exit, F
     Ok(Exit::Ok)
 }
 
-/// All faults of the file, a line each.
+/// Returns all faults of the file, one line each.
 fn refused(name: &str, faults: &[Fault]) -> Failure {
     let mut lines: Vec<_> = faults
         .iter()
@@ -51,7 +51,7 @@ fn refused(name: &str, faults: &[Fault]) -> Failure {
         .hint("nothing was written; correct or remove these lines and import the file again")
 }
 
-/// Writes a file that is not there yet, whole or not at all.
+/// Creates a new file atomically.
 fn write_new(file: &Path, text: &str) -> Result<(), Failure> {
     let failed = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
-/// The name of `file` for messages, and its contents: at most `limit` bytes. `-` is standard input. `kind` names the
-/// expected contents in an error, without an article.
+/// Returns the name of `file` for messages, and its contents: at most `limit` bytes. `-` is standard input. `kind`
+/// names the expected contents in an error, without an article.
 pub(super) fn read(file: &Path, limit: u64, kind: &str) -> Result<(String, Vec<u8>), Failure> {
     let from_stdin = file.as_os_str() == "-";
     let name = match from_stdin {

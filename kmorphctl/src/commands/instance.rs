@@ -70,7 +70,7 @@ impl Pings {
         let (Some(min), Some(max)) = (answered.iter().min(), answered.iter().max()) else {
             return format!("{sent} sent, none answered");
         };
-        // Not zero: there is a smallest one.
+        // The division is safe: there is a smallest round trip, so `received` is not zero.
         let mean = answered.iter().sum::<u64>() / received as u64;
         let (min, mean, max) = (micros(*min), micros(mean), micros(*max));
         format!("{sent} sent, {received} answered; round trip min {min}, mean {mean}, max {max}")
@@ -110,7 +110,7 @@ pub(super) async fn ping(
     }
 }
 
-/// Waits; false when Ctrl-C ended it.
+/// Waits; returns false if Ctrl-C ended the wait.
 async fn pause(seconds: f64) -> bool {
     tokio::select! {
         () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => true,

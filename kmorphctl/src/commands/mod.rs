@@ -30,7 +30,7 @@ use crate::figures::{bytes, cpu_list, local_time};
 use crate::output::Output;
 use crate::places::Places;
 
-/// A generation that has ended and holds CPUs and memory still, in a line.
+/// Returns an ended generation that still holds CPUs and memory, in one line.
 fn kept(kept: &KeptGeneration) -> String {
     format!(
         "generation {}: CPUs {}, {}, since {} ({} tries): {}",
@@ -98,7 +98,7 @@ fn not_built_yet(what: &str) -> Failure {
     Failure::new(Exit::NotImplemented, text)
 }
 
-/// A path as the daemon takes it: absolute, in UTF-8. Symbolic links stay.
+/// Returns a path in the daemon's form: absolute, in UTF-8. Symbolic links stay.
 fn absolute(path: &Path) -> Result<String, Failure> {
     let absolute =
         std::path::absolute(path).map_err(|error| Failure::file("find", path, &error))?;

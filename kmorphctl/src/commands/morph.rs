@@ -89,7 +89,7 @@ async fn morph(client: &Client, out: &mut Output, args: MorphWholeArgs) -> Resul
     end(client, out, &args.name, operation, args.wait()).await
 }
 
-/// Waits for the operation and says where the morph is then.
+/// Waits for the operation and prints the morph's state.
 async fn end(
     client: &Client,
     out: &mut Output,
@@ -103,7 +103,7 @@ async fn end(
     let result = operation.result.unwrap_or_default();
     match serde_json::from_value::<MorphStatus>(result) {
         Ok(morph) => said(out, name, &morph),
-        // A daemon that tells less: the operation succeeded all the same.
+        // The report of an older daemon lacks fields: the operation succeeded all the same.
         Err(_) => out.line("Done"),
     }?;
     Ok(Exit::Ok)

@@ -48,8 +48,8 @@ pub(super) async fn run(
     }
 }
 
-/// Waits as requested. Returns the operation if it has ended and there is something left to print: not with JSON,
-/// which has printed everything, and not if the command did not wait.
+/// Waits as requested. Returns the operation if it has ended and is still to be printed: not with JSON, which has
+/// printed everything, and not if the command did not wait.
 pub(super) async fn concluded(
     client: &Client,
     out: &mut Output,
@@ -68,7 +68,7 @@ pub(super) async fn concluded(
     Ok(Some(operation.value))
 }
 
-/// Says what was begun, for a command that does not wait.
+/// Prints the started operation, for a command that does not wait.
 fn begun(out: &mut Output, operation: &Operation) -> Result<(), Failure> {
     let Operation { id, instance, .. } = operation;
     let kind = kind_name(operation.kind);

@@ -156,9 +156,9 @@ async fn export(
     Ok(Exit::Ok)
 }
 
-/// Replaces a file atomically: readers, also after a full disk, find either the old or the new contents. A symbolic
-/// link is not followed: in a directory that others may write to, it could point to one of our files. A file that is
-/// not regular (a pipe) is written to directly.
+/// Replaces a file atomically: readers, also after a full disk, find either the old or the new contents. Does not
+/// follow a symbolic link, which in a directory that others may write to could point to one of this user's files.
+/// Writes directly to a file that is not regular (a pipe).
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let permissions = match std::fs::symlink_metadata(file) {
         Ok(there) if there.is_symlink() => {
@@ -174,10 +174,10 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // Its name cannot be known before, and it is made anew: nothing that is planted there is written to.
+    // The name is unpredictable and the file is new, so no planted file or link is written to.
     let mut new = tempfile::Builder::new()
         .prefix(".kmorph-policies-")
-        // As any file that a command makes: the umask takes from it.
+        // The usual mode of a new file, reduced by the umask.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)?;
     new.write_all(text.as_bytes())?;
@@ -200,7 +200,7 @@ fn write_as_it_is(file: &Path, text: &str) -> std::io::Result<()> {
 async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, Failure> {
     let (name, text) = read(file)?;
     let policies = PolicyFile::parse(name, text)?;
-    // The daemon refuses an unknown name too; asked here, the answer has a line.
+    // The daemon refuses an unknown name too; this check reports its line.
     let in_force = client.get::<PolicySet>(&path(&["policies"])).await?;
     policies.check_names(&in_force.value)?;
     let answer = client
@@ -217,7 +217,7 @@ async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, 
     table(out, &answer.value)
 }
 
-/// The name and the text of a policy file; `-` is standard input.
+/// Returns the name and the text of a policy file; `-` is standard input.
 fn read(file: &Path) -> Result<(String, String), Failure> {
     let (name, bytes) = input::read(file, REQUEST_BODY_MAX_BYTES as u64, "policy file")?;
     let text = String::from_utf8(bytes).map_err(|error| {

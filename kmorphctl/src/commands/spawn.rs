@@ -68,10 +68,11 @@ fn request(args: SpawnArgs) -> Result<SpawnRequest, Failure> {
     })
 }
 
-/// The workload that the daemon knows by its name.
+/// The name of the daemon's built-in workload.
 const KV_NAME: &str = "kmorph-kv";
 
-/// The absolute path of a program. `./server` is meant from here; a bare name is looked for in PATH, as a shell does.
+/// Returns the absolute path of a program. `./server` is relative to the current directory; a bare name is looked up
+/// in PATH, as in a shell.
 fn program_path(program: String) -> Result<String, Failure> {
     if program == KV_NAME {
         return Ok(program);
@@ -92,7 +93,7 @@ fn program_path(program: String) -> Result<String, Failure> {
     }
 }
 
-/// The first executable file of this name in the directories of `path`.
+/// Returns the first executable file with this name in the directories of `path`.
 fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
     let places = std::env::split_paths(path).map(|dir| dir.join(name));
     places.into_iter().find(|place| {

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::figures::{age_ms, age_s, bytes, cpu_list, local_time, micros, seconds};
 use crate::output::{LastColumn, Output, Tone, Word};
 
-/// An instance's state in the words shown to people.
+/// Returns an instance's state as a word for people.
 pub(super) fn state_word(state: InstanceState) -> Word {
     use InstanceState as S;
     let (text, tone) = match state {
@@ -40,12 +40,12 @@ fn or_dash(text: String) -> String {
     }
 }
 
-/// How long the generation has run; a dash when nothing of it runs.
+/// Returns the uptime of the generation; a dash if nothing of it runs.
 fn uptime(summary: &InstanceSummary) -> String {
     or_dash(summary.uptime_s.map(age_s).unwrap_or_default())
 }
 
-/// A published port; what it does is said when it does not accept connections.
+/// Returns a published port, with its state unless it accepts connections.
 fn published(port: &PublishedAddress, arrow: &str) -> String {
     let route = format!("{}{arrow}{}", port.listen, port.port);
     match (port.state, &port.reason) {
@@ -59,8 +59,8 @@ fn ago(last_ms: Option<u64>) -> String {
     last_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age_ms(ms)))
 }
 
-/// Time since the last heartbeat of an instance. A restarted daemon does not know it for an instance that failed
-/// before.
+/// Returns the time since the last heartbeat of an instance. A restarted daemon does not know it for an instance
+/// that failed before.
 fn last_heard(summary: &InstanceSummary, unknown: &str) -> String {
     match (summary.last_heartbeat_ms, summary.state) {
         (None, state) if state != InstanceState::Starting => unknown.to_owned(),
@@ -358,7 +358,7 @@ fn metric_fields(group: MetricGroup, metrics: &Metrics) -> Vec<(&'static str, Wo
     }
 }
 
-/// The report with the figures of these groups alone.
+/// Returns the report with only the metrics of these groups.
 fn only_groups(mut report: Value, groups: &[MetricGroup]) -> Value {
     if let Some(metrics) = report.get_mut("metrics").and_then(Value::as_object_mut) {
         metrics.retain(|key, _| groups.iter().any(|group| key.starts_with(group.prefix())));

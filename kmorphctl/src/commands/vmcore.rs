@@ -17,11 +17,11 @@ use crate::failure::Failure;
 use crate::figures::bytes as size;
 use crate::output::{LastColumn, Output, Tone, Word};
 
-/// Lines of the log's end that are shown.
+/// Number of lines shown from the end of the log.
 const LOG_LINES: usize = 20;
-/// Calls of one event that are shown.
+/// Maximum number of calls shown per event.
 const CALLS: usize = 16;
-/// Addresses of one CPU's stack that are shown.
+/// Maximum number of addresses shown from one CPU's stack.
 const STACK: usize = 8;
 
 /// Analyses a file.
@@ -34,7 +34,7 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
         return log(out, path, &dump);
     }
     if let Some(vmlinux) = &args.vmlinux {
-        // drgn would wait for the other end of a FIFO.
+        // drgn would block on a FIFO.
         kmorph_files::open_named(vmlinux, u64::MAX)
             .map_err(|error| Failure::invalid(error.to_string()))?;
     }
@@ -93,7 +93,7 @@ fn log(out: &mut Output, path: &Path, dump: &Dump) -> Result<Exit, Failure> {
             Failure::invalid(text)
         })?;
     if out.is_json() {
-        // As it stands in the whole report.
+        // The same form as in the complete report.
         out.json(&serde_json::json!({ "log": LogReport::of(&log) }))?;
     } else {
         out.bytes(&log.text())?;

@@ -15,13 +15,13 @@ const DEFAULT_NAME: &str = "successor";
 const DEFAULT_PROBE_INTERVAL_MS: u64 = 100;
 /// Upstream's default of `probe_timeouts`.
 const DEFAULT_PROBE_TIMEOUTS: u64 = 5;
-/// Memory of a pool in addition to that of its kernels, bytes: upstream's `kmorph arm` adds one x86 memory block.
+/// Size of a pool in addition to the memory of its kernels, bytes: upstream's `kmorph arm` adds one x86 memory block.
 const POOL_SPARE_BYTES: u64 = 128 << 20;
-/// The least memory that kmorphd spawns an instance with, MiB.
+/// Minimum memory of an instance in kmorphd, MiB.
 const MEMORY_MIN_MIB: u64 = 16;
 const MIB: u64 = 1 << 20;
 
-/// A key of the file and what became of it.
+/// A key of the file, and the result of its conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fate {
     /// The key's line in the file, from 1.
@@ -41,18 +41,18 @@ pub(crate) struct Import {
     memory_mib: Option<u64>,
     /// `vmcore.dir`.
     vmcore_dir: Option<String>,
-    /// Keys that were taken over.
+    /// Converted keys.
     pub(crate) taken: Vec<Fate>,
-    /// Keys that were not.
+    /// Keys that were not converted.
     pub(crate) not_taken: Vec<Fate>,
-    /// The command that makes the pool; none without CPUs and memory to put into it.
+    /// The command that creates the pool; `None` without CPUs and memory for it.
     pub(crate) pool_command: Option<Vec<String>>,
-    /// The command that starts the instance; none without a kernel.
+    /// The command that starts the instance; `None` without a kernel.
     pub(crate) spawn_command: Option<Vec<String>>,
 }
 
 impl Import {
-    /// Converts `said`.
+    /// Converts the contents of a file.
     pub(crate) fn of(said: &Upstream) -> Self {
         let mut import = Self::default();
         import.pool(said);
@@ -77,7 +77,7 @@ impl Import {
         }
     }
 
-    /// CPUs and memory, which come from the kernel's pool.
+    /// Converts CPUs and memory, which come from the kernel's pool.
     fn pool(&mut self, said: &Upstream) {
         if let Some(cpus) = &said.cpus {
             self.take(
@@ -110,7 +110,7 @@ impl Import {
         }
     }
 
-    /// The command that starts what upstream calls the successor.
+    /// The command that starts upstream's successor.
     fn instance(&mut self, said: &Upstream) {
         let name = match &said.name {
             None => DEFAULT_NAME.to_owned(),
@@ -148,7 +148,7 @@ impl Import {
         self.spawn_command = Some(words);
     }
 
-    /// The time in silence after which upstream's kmorphd acts.
+    /// Converts the silence after which upstream's kmorphd acts.
     fn detection(&mut self, said: &Upstream) {
         let (interval, timeouts) = (&said.probe_interval_ms, &said.probe_timeouts);
         if interval.is_none() && timeouts.is_none() {
@@ -177,7 +177,7 @@ impl Import {
         self.heartbeat_timeout_s = range.contains(&seconds).then_some(seconds);
     }
 
-    /// Converts the place where memory is saved after a failure.
+    /// Converts the path of the memory dump after a failure.
     fn dump(&mut self, said: &Upstream) {
         let Some(dump) = &said.dump else { return };
         let dir = Path::new(&dump.value).parent();
@@ -197,7 +197,7 @@ impl Import {
         }
     }
 
-    /// Keys that cannot be converted.
+    /// Lists the keys that cannot be converted.
     fn left_out(&mut self, said: &Upstream) {
         self.leave(
             "initrd",
@@ -232,11 +232,11 @@ impl Import {
         self.leave("console_login", said.console_login.as_ref(), console);
     }
 
-    /// The configuration of kmorphd. `source` is what the file is called.
+    /// Returns the configuration of kmorphd. `source` is the name of the converted file.
     pub(crate) fn toml(&self, source: &str) -> String {
         let mut text = String::new();
         let mut comment = |line: &str| {
-            // The name of the file may have characters that a comment must not have.
+            // The name of the file may contain characters that are invalid in a comment.
             let clean = line.replace(|c: char| c.is_control() && c != '\t', "?");
             text.push_str(format!("# {clean}").trim_end());
             text.push('\n');
@@ -290,7 +290,7 @@ impl Import {
         let mut table = |name: &str, values: &[Option<String>]| {
             let values: Vec<_> = values.iter().flatten().cloned().collect();
             if !values.is_empty() {
-                // Writing to a String does not fail.
+                // A write to a String does not fail.
                 let _ = write!(text, "\n[{name}]\n{}\n", values.join("\n"));
             }
         };
@@ -301,7 +301,7 @@ impl Import {
             &[
                 timeout.map(|seconds| format!("heartbeat_timeout_s = {seconds:?}")),
                 memory.map(|mib| format!("memory_mib = {mib}")),
-                // Upstream too gives no memory back that could not be dumped.
+                // Upstream does not return memory either if the dump failed.
                 self.vmcore_dir
                     .is_some()
                     .then(|| "vmcore = \"required\"".to_owned()),
@@ -319,7 +319,7 @@ impl std::fmt::Display for Fate {
     }
 }
 
-/// Words as a shell takes them.
+/// Words, quoted for a shell.
 pub(crate) fn shell(words: &[String]) -> String {
     let quoted: Vec<_> = words.iter().map(|word| quote(word)).collect();
     quoted.join(" ")
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
     use crate::upstream::read;
 
-    /// Every key, each with a value of its own kind.
+    /// All keys, each with a different value.
     const ALL: &str = "# of the machine in the corner\n\
         name = backup\ncpus = 12-15,20\nmemory = 4GB\nkernel = /boot/vmlinuz-6.12\n\
         initrd = /var/lib/kmorph/successor.img\ncmdline = quiet it's=1\n\
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(table.len(), 1, "{table}");
     }
 
-    /// Lines that are nearly sound, and some that are not at all.
+    /// Lines that are almost valid, and some that are completely invalid.
     fn lines() -> impl Strategy<Value = Vec<u8>> {
         let key = prop::sample::select(vec![
             "name",
@@ -477,8 +477,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever a file has in it, it is refused with lines of its own, or every key in it has a fate and what is
-        /// written is TOML with values that kmorphd takes.
+        /// Any file is either refused with errors that name its lines, or every key in it has a result and the
+        /// output is TOML with values that kmorphd accepts.
         #[test]
         fn garbage_is_refused_by_line_or_becomes_sound_toml(bytes in lines()) {
             let count = bytes.split(|byte| *byte == b'\n').count();
@@ -510,7 +510,7 @@ mod tests {
         if let Some(dir) = value("vmcore", "dir") {
             prop_assert!(dir.as_str().is_some_and(|dir| dir.starts_with('/')));
         }
-        // The fields that are set, by way of how they are shown: what is added later is counted too.
+        // The fields that are set, counted in the debug output, so that later fields count too.
         let set = format!("{said:?}").matches("Some(Said").count();
         prop_assert_eq!(import.taken.len() + import.not_taken.len(), set);
         Ok(())

@@ -4,7 +4,7 @@
 //! successor and takes over the machine when the host's kernel falls silent. Both read one file,
 //! `/etc/kmorph/kmorph.conf`, with one `key = value` per line; `#` starts a comment.
 //!
-//! * [`read`] reads such a file like upstream's `lib/config.c` does, and reports each error with its line.
+//! * [`read`] parses such a file as upstream's `lib/config.c` does, and reports each error with its line.
 //! * [`Import`] has the conversion of each key, or the reason why it cannot be converted.
 
 mod convert;

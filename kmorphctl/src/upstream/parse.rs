@@ -1,10 +1,10 @@
-//! The file: lines, keys, and errors in them.
+//! Parses the file: lines, keys, and errors in them.
 
 use std::fmt;
 
 use super::values;
 
-/// A value that the file gives, and where.
+/// A value in the file, with its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Said<T> {
     /// The line, from 1.
@@ -28,25 +28,25 @@ pub(crate) struct Upstream {
     pub(crate) initrd: Option<Said<String>>,
     /// Its kernel's command line.
     pub(crate) cmdline: Option<Said<String>>,
-    /// Every CPU of the machine, by physical id.
+    /// All CPUs of the machine, by physical id.
     pub(crate) machine_cpus: Option<Said<Vec<u64>>>,
-    /// PCI functions that it is given.
+    /// Its PCI functions.
     pub(crate) devices: Option<Said<Vec<String>>>,
     /// Modules in the image of a distribution's builder.
     pub(crate) modules: Option<Said<Vec<String>>>,
-    /// Time between two probes of the host's kernel, milliseconds.
+    /// Interval between two probes of the host's kernel, milliseconds.
     pub(crate) probe_interval_ms: Option<Said<u64>>,
-    /// Unanswered probes after which it is dead.
+    /// Number of unanswered probes after which the host's kernel counts as dead.
     pub(crate) probe_timeouts: Option<Said<u64>>,
-    /// How often an incomplete fence is tried again.
+    /// Maximum number of retries of an incomplete fence.
     pub(crate) fence_retries: Option<Said<u64>>,
-    /// The file that the host's memory is written to.
+    /// The file for the dump of the host's memory.
     pub(crate) dump: Option<Said<String>>,
-    /// The serial line that is taken over.
+    /// The serial line to take over.
     pub(crate) console: Option<Said<String>>,
     /// Its speed, baud.
     pub(crate) console_baud: Option<Said<u64>>,
-    /// The program that runs on it.
+    /// The program on the serial line.
     pub(crate) console_login: Option<Said<String>>,
 }
 
@@ -65,10 +65,10 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Reads a file of upstream's. A key that comes again replaces what it said before; one without a value is not set.
+/// Parses an upstream file. A repeated key replaces the earlier value; a key without a value is unset.
 ///
 /// # Errors
-/// Every fault, in the order of the lines.
+/// All faults, in the order of the lines.
 pub(crate) fn read(bytes: &[u8]) -> Result<Upstream, Vec<Fault>> {
     let mut said = Upstream::default();
     let mut faults = Vec::new();

@@ -1,11 +1,11 @@
 //! Values in upstream's file, parsed like its `lib/parse.c` does. Each error names the expected format.
 
-/// The most CPUs that a list may name. Upstream has no bound, and a list such as `0-99999999999` fills its memory.
+/// Maximum number of CPUs in a list. Upstream has no limit, and a list such as `0-99999999999` fills its memory.
 const CPUS_MAX: usize = 65_536;
-/// More memory than this, in bytes, no machine can address: physical addresses of x86 have at most 52 bits.
+/// Maximum amount of memory, in bytes: physical addresses of x86 have at most 52 bits.
 const MEMORY_MAX_BYTES: u64 = 1 << 52;
 
-/// Digits at the start of `text`, as a number, and what follows them.
+/// Returns the number at the start of `text`, and the text after it.
 fn number(text: &str) -> Result<(u64, &str), String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, rest) = text.split_at(digits);
@@ -16,7 +16,7 @@ fn number(text: &str) -> Result<(u64, &str), String> {
     }
 }
 
-/// A size in bytes: a number alone, or with K, M, G or T and perhaps a B.
+/// Returns a size in bytes: a plain number, or one with K, M, G or T and an optional B.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = number(text)?;
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -37,7 +37,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} exceeds what a machine can address"))
 }
 
-/// A time in milliseconds: a number alone, or with ms, s or m.
+/// Returns a time in milliseconds: a plain number, or one with ms, s or m.
 pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     let (number, unit) = number(text)?;
     let scale = match unit {
@@ -50,7 +50,7 @@ pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     time.ok_or_else(|| format!("{text} is too large"))
 }
 
-/// A whole number from `least` to 2^32 - 1.
+/// Returns a whole number from `least` to 2^32 - 1.
 pub(super) fn whole(text: &str, least: u64) -> Result<u64, String> {
     let (number, rest) = number(text)?;
     if !rest.is_empty() {
@@ -62,7 +62,7 @@ pub(super) fn whole(text: &str, least: u64) -> Result<u64, String> {
     Ok(number)
 }
 
-/// CPU numbers and ranges, `12-15,20`: in ascending order, each once.
+/// CPU numbers and ranges, such as `12-15,20`: returned in ascending order, without duplicates.
 pub(super) fn cpus(text: &str) -> Result<Vec<u64>, String> {
     let mut cpus = Vec::new();
     let mut rest = text;
@@ -91,9 +91,9 @@ pub(super) fn cpus(text: &str) -> Result<Vec<u64>, String> {
     Ok(cpus)
 }
 
-/// Words with commas between them.
+/// Words separated by commas.
 pub(super) fn words(text: &str) -> Result<Vec<String>, String> {
-    // A comma at the end is no fault of upstream's either.
+    // Upstream accepts a comma at the end too.
     let text = text.strip_suffix(',').unwrap_or(text);
     let words: Vec<_> = text
         .split(',')

@@ -21,19 +21,19 @@ pub enum Event {
         /// The health that the agent reports.
         health: Health,
     },
-    /// The probe could not be sent: our own queue is full.
+    /// The probe could not be sent: the daemon's own queue is full.
     SendRefused {
         /// The probe.
         probe: u32,
     },
-    /// The backend saw its end, or its panic.
+    /// The backend observed the end or the panic of the instance.
     Ended(String),
     /// The backend's observation of the instance.
     Observed {
         /// Whether the instance is stopped and executes nothing.
         stopped: bool,
     },
-    /// The daemon itself was late by this much.
+    /// The delay of the daemon itself.
     SelfLag(Duration),
     /// A changed policy.
     Reconfigure(Config),
@@ -46,7 +46,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::ChannelUp => "ChannelUp",
@@ -73,18 +73,18 @@ pub enum Action {
         /// Its number.
         probe: u32,
     },
-    /// Find out whether its kernel answers, and whether it executes at all.
+    /// Check whether its kernel answers, and whether it executes at all.
     LookCloser,
     /// The first healthy answer.
     Healthy,
     /// The instance has been silent for a while.
     Suspect {
-        /// For how long.
+        /// Duration of the silence.
         silence: Duration,
     },
     /// The instance answered again.
     Relieved {
-        /// How long it was silent.
+        /// Duration of the silence.
         silence: Duration,
     },
     /// The channel has not taken probes for a whole timeout; the instance is not to blame.
@@ -94,7 +94,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::SendProbe { .. } => "SendProbe",
@@ -120,7 +120,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The name in journal, API and logs.
+    /// Returns the name in journal, API and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::KernelDead => "kernel_dead",
@@ -135,10 +135,10 @@ impl Level {
 pub struct Verdict {
     /// The level.
     pub level: Level,
-    /// The evidence, one line each, for people.
+    /// Duration of the silence; zero for an exit event.
     pub evidence: Vec<String>,
     /// How long it had been silent; zero for an exit event.
     pub silence: Duration,
-    /// The machine reported its end: nothing of it runs.
+    /// The machine reported the end of the instance: nothing of it runs.
     pub ended: bool,
 }

@@ -10,19 +10,19 @@
 //! ```
 //!
 //! Invariants:
-//! * Silence starts when the first unanswered probe was sent, or when the channel was lost; it is judged after the
-//!   timeout, a guard, and the time the daemon itself was late. So a verdict never comes earlier than the timeout
+//! * Silence starts when the first unanswered probe was sent, or when the channel was lost. The verdict follows after
+//!   the timeout, a guard, and the delay of the daemon itself. So a verdict never comes earlier than the timeout
 //!   after the last moment at which the instance could have answered.
-//! * Silence is judged only on [`Event::Tick`], and only on a tick that is not itself late: after a delay, the daemon
-//!   first processes everything that has been waiting, above all answers.
+//! * Only an [`Event::Tick`] that is not itself late leads to a verdict: after a delay, the daemon first processes
+//!   all waiting events, above all answers.
 //! * Losing the channel does not mean losing the instance, and a probe that could not be sent is never a missed
 //!   heartbeat.
 //! * Overload is a state to report, see [`Detector::overload`], and never a reason to fence. So is a stuck CPU, see
 //!   [`Detector::stuck`], unless [`Config::stuck_cpu_fails`].
 //! * After [`Action::Failed`] there is no further action.
 //!
-//! A phase is a variant here, not a type of its own as in a recovery or a morph: no phase of a detector hands out a
-//! proof that another one needs, so types would not prevent any error.
+//! A phase is an enum variant, not a type as in a recovery or a morph: no phase of a detector creates a proof that
+//! another phase needs, so types would not prevent any error.
 
 mod events;
 mod overload;
@@ -40,54 +40,55 @@ pub use transitions::TRANSITIONS;
 use crate::message::{CpuStall, Health};
 use crate::time::Instant;
 
-/// Shortest interval between probes.
+/// Minimum interval between probes.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(50);
-/// Interval between the first two probes of an instance that is not healthy yet. Each further one is
-/// twice as long, up to [`INTERVAL_MIN`]: what starts in a few milliseconds is not waited for longer.
+/// Interval between the first two probes of an instance that is not healthy yet. Each further interval is twice as
+/// long, up to [`INTERVAL_MIN`], so that an instance that starts in a few milliseconds is noticed at once.
 pub const START_INTERVAL_FIRST: Duration = Duration::from_millis(5);
-/// Longest interval between probes.
+/// Maximum interval between probes.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Probes of healthy instances are sent together, at multiples of this interval on the caller's clock: a daemon that
 /// monitors a thousand instances wakes fifty times a second, not a thousand times.
 pub const PROBE_GRID: Duration = Duration::from_millis(20);
-/// Shortest interval whose probes are put on [`PROBE_GRID`]: it shifts them by 4 % of that at most.
+/// Minimum interval of probes on [`PROBE_GRID`]: the grid shifts such a probe by at most 4 % of the interval.
 pub const GRID_INTERVAL_MIN: Duration = Duration::from_millis(500);
-/// Least time for the first answer of a generation that runs already: a daemon that has just started connects to all of
-/// its instances at once.
+/// Minimum time for the first answer of a generation that already runs: a daemon that has just started connects to all
+/// of its instances at once.
 pub const FIRST_ANSWER_MIN: Duration = Duration::from_secs(5);
-/// Added to the timeout, for an answer that was in transit when the silence started.
+/// Extension of the timeout, for an answer that was in transit when the silence started.
 pub const VERDICT_GUARD: Duration = Duration::from_millis(10);
-/// Most by which the daemon's own lateness can put off a verdict, in timeouts.
+/// Maximum time by which the daemon's own delay can postpone a verdict, in timeouts.
 const LAG_MAX_TIMEOUTS: u32 = 10;
-/// Lateness below this is within the guard: many small ones must not add up to a late verdict.
+/// Minimum delay that counts. Shorter ones are within the guard: many of them must not add up to a late verdict.
 pub const LAG_MIN: Duration = Duration::from_millis(5);
-/// Most verdicts put off one after the other because the tick that was to give them came late.
+/// Maximum number of consecutive verdicts that are postponed because their tick was late.
 const LATE_TICKS_MAX: u32 = 8;
-/// Times in a row that a channel can come back without an answer to a probe and still count as a
-/// sign of life.
+/// Maximum number of consecutive reconnections without an answer to a probe that still count as signs of
+/// life.
 const FLAPS_MAX: u32 = 3;
-/// Intervals of silence before it is a suspicion.
+/// Number of silent intervals that make a suspicion.
 const SUSPICION_INTERVALS: u32 = 2;
-/// Probes remembered as unanswered; more of them tell nothing new.
+/// Maximum number of unanswered probes that the detector remembers; more of them carry no further information.
 const OUTSTANDING_MAX: usize = 16;
 
 /// The configuration of an instance's detector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Silence after which it has failed.
+    /// Silence after which the instance has failed.
     pub timeout: Duration,
-    /// Time between probes.
+    /// Interval between probes.
     pub interval: Duration,
-    /// Time it has for its first healthy answer.
+    /// Maximum time until the first healthy answer.
     pub start_timeout: Duration,
-    /// Whether it has failed when one of its CPUs has run nothing for the timeout.
+    /// Whether the instance has failed when one of its CPUs has executed nothing for the timeout.
     pub stuck_cpu_fails: bool,
-    /// Whether it was healthy before this watch began: then it has started, and an unhealthy answer is an answer.
+    /// Whether the instance was healthy before this watch began: its start is then over, and an unhealthy answer counts
+    /// as an answer.
     pub has_served: bool,
 }
 
 impl Config {
-    /// The configuration for a timeout: ten probes in it, within [`INTERVAL_MIN`] and
+    /// Creates the configuration for a timeout: ten probes per timeout, within [`INTERVAL_MIN`] and
     /// [`INTERVAL_MAX`].
     pub fn new(timeout: Duration, start_timeout: Duration) -> Self {
         let interval = (timeout / 10).clamp(INTERVAL_MIN, INTERVAL_MAX);
@@ -100,8 +101,9 @@ impl Config {
         }
     }
 
-    /// The configuration for a generation that has already run for `age` when its detector starts again: its start
-    /// timeout began when the generation did. It gets at least the timeout, and [`FIRST_ANSWER_MIN`].
+    /// Returns the configuration for a detector that starts again when its generation has already run for `age`: the
+    /// start timeout counts from the generation's start. The remaining time is at least the timeout and
+    /// [`FIRST_ANSWER_MIN`].
     #[must_use]
     pub fn already_runs_for(self, age: Duration) -> Self {
         let least = self.timeout.max(FIRST_ANSWER_MIN).min(self.start_timeout);
@@ -119,11 +121,11 @@ struct Starting {
     back_off: Duration,
 }
 
-/// Phase: it answers.
+/// Phase: the instance answers.
 #[derive(Debug)]
 struct Monitoring;
 
-/// Phase: it is silent.
+/// Phase: the instance is silent.
 #[derive(Debug)]
 struct Detecting {
     back_off: Duration,
@@ -137,8 +139,8 @@ enum Phase {
     Failed,
 }
 
-/// A moment from which silence counts, with the daemon's lateness so far: only what is added to it
-/// later puts off the judgement.
+/// The start of a silence, with the daemon's total delay at that time: only later delay postpones
+/// the verdict.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     at: Instant,
@@ -152,7 +154,7 @@ pub struct Detector {
     phase: Phase,
     outstanding: VecDeque<(u32, Mark)>,
     next_probe: u32,
-    /// Bit mask of the last probes that were never sent; the lowest bit is the newest.
+    /// Bit mask of the last probes that could not be sent; the lowest bit is the newest.
     refused: u64,
     probe_due: Option<Instant>,
     lost: Option<Mark>,
@@ -160,13 +162,13 @@ pub struct Detector {
     congested_since: Option<Instant>,
     kernel_answered: bool,
     stopped: bool,
-    /// Its last answer said that it does not do its work.
+    /// The last answer reported that the workload does not do its work.
     unhealthy: bool,
-    /// Lateness of the daemon since the beginning, in sum.
+    /// Total delay of the daemon since the beginning.
     lag: Duration,
-    /// The caller has reported its lateness for the next tick, so it is not measured again.
+    /// The caller has reported the delay of the next tick, so the detector does not measure it again.
     lag_told: Option<Duration>,
-    /// Judgement put off, because the tick for it came late.
+    /// The verdict is postponed until this time, because its tick was late.
     hearing_until: Option<Instant>,
     late_ticks: u32,
     load: overload::Watch,
@@ -182,7 +184,7 @@ pub struct Counters {
     pub sent: u64,
     /// Probes answered.
     pub answered: u64,
-    /// Suspicions that went away by themselves.
+    /// Suspicions that cleared by themselves.
     pub transient_failures: u64,
 }
 
@@ -217,7 +219,7 @@ impl Detector {
         }
     }
 
-    /// The phase's name in API and logs.
+    /// Returns the phase's name in API and logs.
     pub fn phase(&self) -> &'static str {
         match self.phase {
             Phase::Starting(_) => "starting",
@@ -227,37 +229,37 @@ impl Detector {
         }
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     pub fn config(&self) -> Config {
         self.config
     }
 
-    /// The counters.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Probes not answered in a row.
+    /// Returns the number of consecutive unanswered probes.
     pub fn missed(&self) -> usize {
         self.outstanding.len()
     }
 
-    /// Whether it is overloaded by its own figures, and the evidence.
+    /// Returns the overload according to the instance's own figures, with the evidence; `None` without one.
     pub fn overload(&self) -> Option<&Overload> {
         self.load.overload()
     }
 
-    /// The CPUs that have run nothing for the timeout, by its last answer.
+    /// Returns the CPUs that have executed nothing for the timeout, according to the last answer.
     pub fn stuck(&self) -> Option<&StuckCpus> {
         self.stuck.as_ref()
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if matches!(self.phase, Phase::Failed) {
             return None;
@@ -268,7 +270,7 @@ impl Detector {
             .min()
     }
 
-    /// Takes an event.
+    /// Handles an event.
     pub fn handle(&mut self, event: Event, now: Instant) {
         if matches!(self.phase, Phase::Failed) {
             return;
@@ -313,7 +315,7 @@ impl Detector {
         }
     }
 
-    /// HELLO is a sign of life, but not for an agent that does nothing else again and again.
+    /// HELLO is a sign of life, except for an agent that repeatedly sends nothing else.
     fn channel_up(&mut self, now: Instant) {
         if self.flaps < FLAPS_MAX {
             self.lost = None;
@@ -323,8 +325,8 @@ impl Detector {
         self.probe(now);
     }
 
-    /// The instance could have answered until now: the silence counts from here, but a second loss
-    /// in the same silence does not put it off again.
+    /// The instance could have answered until now, so the silence counts from here. A second loss
+    /// in the same silence does not postpone it again.
     fn channel_lost(&mut self, now: Instant) {
         self.outstanding.clear();
         let mark = self.mark(now);
@@ -348,7 +350,7 @@ impl Detector {
         self.judge(now);
     }
 
-    /// Since when it has been silent, if it is.
+    /// Returns the start of the current silence, if any.
     fn silence(&self) -> Option<Mark> {
         let oldest = self.outstanding.front().map(|(_, sent)| *sent);
         [oldest, self.lost]
@@ -361,18 +363,18 @@ impl Detector {
         self.silence().map_or(Duration::ZERO, |mark| now - mark.at)
     }
 
-    /// The daemon's lateness since `mark`, as far as it counts.
+    /// Returns the daemon's delay since `mark`, up to the maximum.
     fn lag_since(&self, mark: Mark) -> Duration {
         let most = self.config.timeout.saturating_mul(LAG_MAX_TIMEOUTS);
         self.lag.saturating_sub(mark.lag).min(most)
     }
 
-    /// The time at which the silence since `mark` has lasted for `patience`, extended by the daemon's lateness.
+    /// Returns the time at which the silence since `mark` has lasted for `patience`, extended by the daemon's delay.
     fn due(&self, mark: Mark, patience: Duration) -> Instant {
         mark.at + patience.saturating_add(self.lag_since(mark))
     }
 
-    /// The silence being judged: its start, and its limit.
+    /// Returns the current silence: its start and its limit.
     fn at_issue(&self) -> Option<(Mark, Duration)> {
         match &self.phase {
             Phase::Starting(starting) => Some((starting.began, self.config.start_timeout)),
@@ -465,7 +467,7 @@ impl Detector {
         });
     }
 
-    /// An answer said which CPUs run nothing. An instance that has not been healthy yet is judged by its start alone.
+    /// Handles the stuck CPUs of an answer. An instance that was not healthy yet fails only by its start timeout.
     fn stalled(&mut self, stall: Option<CpuStall>) {
         let timeout = self.config.timeout;
         self.stuck = stall.and_then(|stall| StuckCpus::of(stall, timeout));
@@ -488,8 +490,8 @@ impl Detector {
         self.actions.push_back(Action::Failed(verdict));
     }
 
-    /// How many of the probes remembered had been sent when `probe` was; none when that was answered
-    /// before, or never sent. A late answer counts too when its probe was forgotten among newer ones.
+    /// Returns the number of remembered probes that had been sent when `probe` was sent; zero if `probe` was already
+    /// answered or never sent. A late answer counts even if newer probes have displaced its probe.
     fn sent_with(&self, probe: u32) -> usize {
         let back = self.next_probe.wrapping_sub(1).wrapping_sub(probe);
         let sent = match self.refused.checked_shr(back) {
@@ -535,7 +537,7 @@ impl Detector {
         };
     }
 
-    /// A probe that was never sent says nothing about the instance.
+    /// A probe that could not be sent says nothing about the instance.
     fn refused(&mut self, probe: u32, now: Instant) {
         self.outstanding.retain(|(p, _)| *p != probe);
         let back = self.next_probe.wrapping_sub(1).wrapping_sub(probe);
@@ -565,7 +567,7 @@ impl Detector {
         self.actions.push_back(Action::SendProbe { probe });
         let wait = match &mut self.phase {
             Phase::Detecting(detecting) => {
-                // What was true when the suspicion arose need not be true at the verdict.
+                // The state at the suspicion may have changed by the time of the verdict.
                 if !self.actions.contains(&Action::LookCloser) {
                     self.actions.push_back(Action::LookCloser);
                 }
@@ -573,7 +575,7 @@ impl Detector {
                 detecting.back_off = wait.saturating_mul(2).min(self.config.timeout);
                 wait
             }
-            // Until it is healthy, ask often: its start is what is being waited for.
+            // Probe often until the instance is healthy, because others wait for its start.
             Phase::Starting(starting) => {
                 let wait = starting.back_off;
                 starting.back_off = wait.saturating_mul(2).min(INTERVAL_MIN);

@@ -1,24 +1,24 @@
-//! Overload, judged by the instance's own figures: reported, but never a reason to fence.
+//! Overload, derived from the instance's own figures: reported, but never a reason to fence.
 
 use std::fmt;
 
 use crate::message::{HeartbeatRspFixed, PRESSURE_ABSENT, WorkloadState};
 use crate::time::Instant;
 
-/// Number of consecutive samples above (or below) the limits before the judgement changes: a spike is not an
+/// Number of consecutive samples above (or below) the limits that change the result: a spike is not an
 /// overload, and a dip is not a relief.
 pub const OVERLOAD_SAMPLES: u32 = 5;
 /// CPU pressure (PSI `some avg10`) of an overloaded instance, hundredths of a percent.
 const CPU_LIMIT: u16 = 90_00;
-/// Memory pressure of one.
+/// Memory pressure of an overloaded instance, hundredths of a percent.
 const MEMORY_LIMIT: u16 = 50_00;
-/// I/O pressure of one.
+/// I/O pressure of an overloaded instance, hundredths of a percent.
 const IO_LIMIT: u16 = 90_00;
 
 /// The load that one heartbeat answer reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// CPU pressure, hundredths of a percent; [`PRESSURE_ABSENT`] where there is none.
+    /// CPU pressure, hundredths of a percent; [`PRESSURE_ABSENT`] if unknown.
     pub pressure_cpu: u16,
     /// Memory pressure.
     pub pressure_memory: u16,
@@ -43,8 +43,8 @@ impl From<&HeartbeatRspFixed> for Sample {
 }
 
 impl Sample {
-    /// The sample of an instance whose pressure figures are not its own: the figures of a process are those of the
-    /// whole machine.
+    /// Returns the sample without pressure figures, for an instance that is a process: the figures describe
+    /// the whole machine.
     #[must_use]
     pub fn without_pressure(self) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Sample {
         }
     }
 
-    /// The figures above their limits.
+    /// Returns the figures above their limits.
     fn excess(self) -> Option<Excess> {
         let above = |value: u16, limit: u16| value != PRESSURE_ABSENT && value >= limit;
         if self.workload_down {
@@ -83,13 +83,13 @@ enum Excess {
 /// An overload, with its evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overload {
-    /// Since when.
+    /// Start of the overload.
     pub since: Instant,
     excess: Excess,
 }
 
 impl Overload {
-    /// Whether it is a load; the end of its program is evidence too, but none.
+    /// Returns whether a load is part of the evidence; the end of the program is evidence, but not a load.
     pub fn is_load(&self) -> bool {
         self.excess != Excess::WorkloadDown
     }
@@ -113,11 +113,11 @@ impl fmt::Display for Overload {
     }
 }
 
-/// Follows the samples.
+/// Evaluates the samples.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     overload: Option<Overload>,
-    /// Samples in a row that speak for a change.
+    /// Number of consecutive samples that contradict the current result.
     contrary: u32,
     contrary_since: Option<Instant>,
 }

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use crate::message::CpuStall;
 
-/// CPUs of an instance that have run nothing for the timeout.
+/// CPUs of an instance that have executed nothing for the timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StuckCpus {
-    /// The one that has run nothing for the longest time.
+    /// The CPU that has executed nothing for the longest time.
     pub cpu: u16,
-    /// How many of the others run nothing either.
+    /// Number of other CPUs that execute nothing.
     pub others: u16,
-    /// For how long.
+    /// Duration of the stall.
     pub stalled: Duration,
 }
 
 impl StuckCpus {
-    /// The stuck CPUs that the instance reports, once that has lasted for `timeout`.
+    /// Returns the stuck CPUs that the instance reports, once the stall has lasted for `timeout`.
     pub(super) fn of(stall: CpuStall, timeout: Duration) -> Option<Self> {
         let stalled = Duration::from_millis(stall.stalled_ms.into());
         (stalled >= timeout).then_some(Self {

@@ -12,8 +12,8 @@ const STUCK: &str = "a CPU has run nothing for the timeout, and policy has that 
 const SILENT: &str =
     "silent for the timeout and the guard, own lateness added; the tick is not late";
 
-/// Every step a [`Detector`](super::Detector) takes. What is not listed changes nothing but what the
-/// detector remembers: when the channel was lost, which level answered, how late the daemon was.
+/// All steps of a [`Detector`](super::Detector). An event that is not listed changes only the
+/// detector's memory: when the channel was lost, which level answered, how late the daemon was.
 pub const TRANSITIONS: &[Transition] = &[
     row(STARTING, "ChannelUp", "", STARTING, &["SendProbe"]),
     row(

@@ -1,25 +1,26 @@
 //! The desired state of an instance.
 
-/// The desired state of an instance. Only this survives a restart of the daemon: the state is observed anew.
+/// The desired state of an instance. Only this survives a restart of the daemon, which determines the actual state by
+/// observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Desired {
-    /// It shall run.
+    /// The instance is to run.
     Running,
-    /// An operator asked for a recovery, and no successor is intended yet: whatever the policy says, and whether or
-    /// not it runs, the failed generation is fenced and replaced.
+    /// An operator has requested a recovery, and no successor is intended yet. The generation is fenced and
+    /// replaced, whatever the policy says and whether or not the generation runs.
     Recover,
-    /// It failed while auto-heal was off: it stays as it is until an operator has it recovered.
+    /// The instance failed while auto-heal was off: its state does not change until an operator requests a recovery.
     Unhealed,
-    /// It failed too often: it is fenced, and rests until an operator has it recovered.
+    /// The instance failed too often: it is fenced, and rests until an operator requests a recovery.
     Resting,
-    /// A fence could not be confirmed, or a vmcore that policy requires not be captured.
+    /// A fence could not be confirmed, or a vmcore that the policy requires could not be captured.
     OperatorAction,
-    /// It is being ended.
+    /// The instance is being terminated.
     Terminating,
 }
 
 impl Desired {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 6] = [
         Self::Running,
         Self::Recover,
@@ -29,7 +30,7 @@ impl Desired {
         Self::Terminating,
     ];
 
-    /// The name in the journal.
+    /// Returns the name in the journal.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -41,7 +42,7 @@ impl Desired {
         }
     }
 
-    /// By its name in the journal.
+    /// Returns the state with this name in the journal.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.as_str() == name)
     }

@@ -17,7 +17,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// All evidence in one line.
+    /// Returns all evidence in one line.
     pub fn text(&self) -> String {
         self.evidence.join("; ")
     }
@@ -28,65 +28,65 @@ impl Failure {
 pub enum Event {
     /// The watched generation answers and is healthy.
     Healthy,
-    /// It is silent; for how long.
+    /// The generation is silent, with the duration of the silence.
     Silent(String),
-    /// It answers again.
+    /// The generation answers again.
     Answers,
-    /// What its agent says of its health has changed: what is wrong, if something is.
+    /// The health that its agent reports has changed: the problem, if any.
     Said(Option<String>),
-    /// Its load has changed: what is wrong, if something is.
+    /// Its load has changed: the problem, if any.
     Load(Option<String>),
     /// The watched generation has failed.
     Failed(Failure),
-    /// Its program ended before it served.
+    /// Its program ended before the generation served.
     ProgramEnded(String),
     /// The policy has changed.
     Policy {
-        /// Whether it is recovered by itself.
+        /// Whether a failed instance is recovered automatically.
         auto_heal: bool,
     },
-    /// Something is asked for.
+    /// A request.
     Asked(Request),
     /// A wish is in the journal.
     Recorded(Wish),
-    /// It could not be written.
+    /// A wish could not be written.
     NotRecorded(Wish),
     /// The back-off is over.
     BackOffOver,
     /// The recovery is admitted.
     Granted,
-    /// The recovery has started a successor, which is watched from now on.
+    /// The recovery has started a successor, which is watched from here on.
     SuccessorStarted,
     /// The recovery is over.
     RecoveryOver(RecoveryEnd),
-    /// The morph fences its source: the end of that generation is no failure.
+    /// The morph fences its source: the end of that generation is not a failure.
     SourceLeft,
     /// The morph is over.
     MorphOver(morph::Outcome),
     /// The capture is over.
     CaptureOver,
-    /// A recovery or a morph has gone without a word: it panicked.
+    /// A recovery or a morph has ended without a report: it panicked.
     JobGone,
     /// An ended generation still holds resources.
     Unreturned(String),
-    /// It is ended and forgotten.
+    /// The instance has been terminated and forgotten.
     Ended,
-    /// It could not be ended.
+    /// The instance could not be terminated.
     NotEnded(String),
 }
 
 /// A request about an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Fence it and start a successor, whatever its state.
+    /// Fence the generation and start a successor, whatever its state.
     Recover,
-    /// Move it to another kernel.
+    /// Move the instance to another kernel.
     Morph,
-    /// Capture its memory.
+    /// Capture the instance's memory.
     Capture,
-    /// End it.
+    /// Terminate the instance.
     Terminate {
-        /// Without asking it first, and also out of a morph.
+        /// Skip the clean shutdown, and end a morph too.
         force: bool,
     },
 }
@@ -96,7 +96,7 @@ pub enum Request {
 pub enum Doing {
     /// Its spawn is under way.
     Spawning,
-    /// It does not run.
+    /// The instance does not run.
     NotRunning,
     /// A recovery is under way.
     Recovering,
@@ -104,16 +104,16 @@ pub enum Doing {
     Morphing,
     /// A capture is under way.
     Capturing,
-    /// It is being terminated.
+    /// A termination is under way.
     Terminating,
 }
 
 /// Whether an event belongs to the state in which it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It does: a row of the transition table was taken.
+    /// The event belongs to the state: a row of the transition table was taken.
     Accepted,
-    /// It changes nothing there.
+    /// The event changes nothing in this state.
     Refused {
         /// The state in which it changes nothing.
         stage: Stage,
@@ -123,14 +123,14 @@ pub enum Answer {
 /// A wish, written to the journal before the engine acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// That it be recovered.
+    /// To recover the instance.
     Recover,
-    /// That it be terminated.
+    /// To terminate the instance.
     Terminate,
 }
 
 impl Wish {
-    /// The desired state of the instance once the wish is in the journal.
+    /// Returns the desired state of the instance once the wish is in the journal.
     pub const fn desired(self) -> Desired {
         match self {
             Self::Recover => Desired::Recover,
@@ -142,22 +142,22 @@ impl Wish {
 /// Whether a recovery starts a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Successor {
-    /// It does: the policy heals.
+    /// Yes: the policy heals.
     ByPolicy,
-    /// It does: an operator asked for that.
+    /// Yes: an operator requested the recovery.
     Asked,
-    /// It does not: the instance failed too often.
+    /// No: the instance failed too often.
     None,
 }
 
-/// A recovery that is to begin.
+/// An order to begin a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryOrder {
     /// The failure to recover from.
     pub failure: Failure,
     /// Whether it starts a successor.
     pub successor: Successor,
-    /// When it was decided.
+    /// The time of the decision.
     pub decided_at: Instant,
 }
 
@@ -168,9 +168,9 @@ pub enum RecoveryEnd {
     Recovered,
     /// The successor failed.
     SuccessorFailed(String),
-    /// It is fenced, and no successor was started.
+    /// The generation is fenced, and no successor was started.
     Quarantined,
-    /// A person has to act.
+    /// An operator has to act.
     OperatorActionNeeded(String),
 }
 
@@ -189,7 +189,7 @@ pub enum Action {
     Record(Wish),
     /// [`Event::BackOffOver`] is due after this time.
     BackOff(Duration),
-    /// It is not any more.
+    /// [`Event::BackOffOver`] is no longer due.
     CancelBackOff,
     /// Ask for the admission of a recovery; [`Event::Granted`] answers.
     Queue,
@@ -197,21 +197,21 @@ pub enum Action {
     Recover(RecoveryOrder),
     /// An admitted recovery is over.
     ReturnGrant,
-    /// Begin the morph that was asked for.
+    /// Begin the requested morph.
     Morph,
-    /// Begin the capture that was asked for.
+    /// Begin the requested capture.
     Capture,
-    /// Tell the recovery or the morph that is under way.
+    /// Inform the recovery or the morph under way.
     Tell(JobNews),
-    /// The recovery that an earlier daemon began, and whose successor was adopted, is over.
+    /// End the record of an earlier daemon's recovery, whose successor was adopted.
     EndRecovery(RecoveryEnd),
-    /// Whoever waits for the spawn has what they asked for.
+    /// End the operation that waits for the spawn with success.
     SpawnSucceeded,
-    /// Whoever waits for a spawn or a recovery waits in vain: the instance is ended.
+    /// Fail the operation that waits for a spawn or a recovery: the instance is being terminated.
     Disappoint,
-    /// End it; [`Event::Ended`] or [`Event::NotEnded`] answers.
+    /// Terminate the instance; [`Event::Ended`] or [`Event::NotEnded`] answers.
     End(EndOrder),
-    /// Half of what is known of the instance is lost: begin anew from the journal.
+    /// Part of the instance's state is lost: start again from the journal.
     StartOver,
     /// Nothing is left to do.
     Stop,
@@ -220,30 +220,30 @@ pub enum Action {
 /// About the watch of the active generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchOrder {
-    /// Begin one.
+    /// Begin a watch.
     Begin,
-    /// Begin one of a generation that an earlier daemon watched.
+    /// Begin the watch of a generation that an earlier daemon watched.
     Adopt,
-    /// Take over the one of a morph's target; begin one where the morph had none.
+    /// Take over the watch of a morph's target; begin one if the morph had none.
     TakeOver,
-    /// End it.
+    /// End the watch.
     End,
-    /// It judges no silence for a while.
+    /// Ignore silence for a while.
     Pause,
-    /// It judges again.
+    /// Stop ignoring silence.
     Resume,
 }
 
 /// About the published ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortOrder {
-    /// Connections go to the active generation.
+    /// Direct connections to the active generation.
     Aim,
-    /// Connections wait.
+    /// Let connections wait.
     Hold,
-    /// The same, and if nothing serves for long, they are refused.
+    /// Let connections wait, and refuse them if nothing serves for a long time.
     HoldForAWhile,
-    /// They are refused unless something may serve.
+    /// Refuse connections unless a process may serve.
     Close,
 }
 
@@ -252,28 +252,28 @@ pub enum PortOrder {
 pub enum JobNews {
     /// The recovery: its successor is healthy.
     SuccessorHealthy,
-    /// The recovery: its successor failed, or is not wanted any more.
+    /// The recovery: its successor failed, or is no longer wanted.
     SuccessorFailed(String),
     /// The morph: the source failed.
     SourceFailed(String),
-    /// The morph: neither side is to serve again.
+    /// The morph: neither side serves again.
     Terminated,
 }
 
 /// How an instance is ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndOrder {
-    /// As asked.
+    /// On request.
     Asked {
-        /// Without asking it first.
+        /// Skip the clean shutdown.
         force: bool,
     },
-    /// Its spawn failed; why.
+    /// The spawn failed, with the reason.
     SpawnFailed(String),
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Healthy => "Healthy",
@@ -319,7 +319,7 @@ impl Event {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Watch(WatchOrder::Begin) => "Watch(begin)",

@@ -1,4 +1,4 @@
-//! The life of an instance: what is under way with it, what may begin, and what a wish becomes.
+//! The life of an instance: the work under way, the work that may begin, and the effect of wishes.
 //!
 //! ```text
 //!              ┌──────────────── verdict ─────────────────┐
@@ -10,12 +10,13 @@
 //! ```
 //!
 //! Invariants:
-//! * At most one of spawn, recovery, morph, capture and termination is under way: each is a state, and an engine has one.
-//! * A wish (a recovery that an operator asks for, a termination) is in the journal before anything follows from it; one
-//!   that cannot be written leaves the instance as it was, and what happened meanwhile is dealt with then.
-//! * A termination that is in the journal comes about, whatever is under way: a recovery finishes its fence first, a morph
-//!   is undone or finished.
-//! * What is wanted of the instance ([`Desired`], all that survives a restart) follows from the state; nothing sets it.
+//! * At most one of spawn, recovery, morph, capture and termination is under way: each is a state, and an engine has
+//!   one state.
+//! * A wish (a recovery that an operator asks for, a termination) is in the journal before it has any effect. A wish
+//!   that cannot be written leaves the instance unchanged; the engine then handles the postponed events.
+//! * A termination in the journal always completes, whatever work is under way: a recovery finishes its fence first, a
+//!   morph is rolled back or finished.
+//! * The desired state ([`Desired`], the only part that survives a restart) follows from the state; nothing sets it.
 
 mod desired;
 mod engine;
@@ -32,5 +33,5 @@ pub use events::{
 pub use stage::{Condition, Stage};
 pub use transitions::TRANSITIONS;
 
-/// The evidence of a recovery that nothing but an operator's wish caused.
+/// The evidence of a recovery whose only cause is an operator's request.
 pub const ASKED_FOR: &str = "asked for by an operator";

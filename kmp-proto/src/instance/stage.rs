@@ -1,36 +1,36 @@
-//! Where an instance stands, for the engine and for people.
+//! States of an instance, for the engine and for people.
 
 /// A state of the transition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// A generation was started, or is adopted; its first healthy answer is waited for.
+    /// A generation was started or adopted, and has not given a healthy answer yet.
     Starting,
-    /// It was healthy, and nothing is under way.
+    /// The generation was healthy, and no work is under way.
     Serving,
-    /// Nothing is under way, and nothing will be until an operator asks.
+    /// No work is under way, and none begins until an operator acts.
     Resting,
-    /// The wish that it be recovered is being written.
+    /// The wish for a recovery is being written.
     Asked,
-    /// It failed while the wish that it be terminated is being written: nothing else begins.
+    /// The instance failed while the wish for its termination is being written: no other work begins.
     Failed,
-    /// Its recovery waits for the back-off.
+    /// The recovery waits for the back-off.
     BackingOff,
-    /// Its recovery waits to be admitted.
+    /// The recovery waits for admission.
     Queued,
-    /// Its recovery is under way.
+    /// The recovery is under way.
     Recovering,
-    /// Its morph is under way.
+    /// The morph is under way.
     Morphing,
-    /// Its memory is being captured because somebody asked for that.
+    /// A requested capture of the memory is under way.
     Capturing,
-    /// It is being ended.
+    /// The termination is under way.
     Ending,
-    /// It is forgotten.
+    /// The instance is forgotten.
     Gone,
 }
 
 impl Stage {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -54,28 +54,28 @@ impl Stage {
 pub enum Condition {
     /// No healthy answer yet.
     Starting,
-    /// It answers and complains of nothing.
+    /// The instance answers and reports no fault.
     Running,
-    /// It answers, and its agent or its load say that it is not well.
+    /// The instance answers, but its agent or its load shows a problem.
     Degraded,
-    /// It is silent and not judged yet, or frozen for a capture.
+    /// The instance is silent without a verdict yet, or frozen for a capture.
     Unresponsive,
-    /// It failed.
+    /// The instance failed.
     Failed,
-    /// It is being recovered.
+    /// A recovery is under way.
     Recovering,
     /// A morph is under way.
     Morphing,
-    /// It is being ended.
+    /// A termination is under way.
     Terminating,
-    /// It failed too often and is fenced.
+    /// The instance failed too often and is fenced.
     Quarantined,
-    /// A person has to act.
+    /// An operator has to act.
     OperatorActionNeeded,
 }
 
 impl Condition {
-    /// The name in events and logs.
+    /// Returns the name in events and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",

@@ -31,7 +31,7 @@ const GIVE_UP: &[&str] = &["Show", "Ports(hold)", "Watch(end)", "End"];
 const SHOW: &[&str] = &["Show"];
 const NONE: &[&str] = &[];
 
-/// What the policy makes of a failure, after the effects `first`.
+/// The policy's reaction to a failure, after the effects `first`.
 macro_rules! healed {
     ($state:ident, $event:literal $(, $first:literal)*) => {
         [
@@ -47,7 +47,7 @@ macro_rules! healed {
     };
 }
 
-/// A failure while a termination is being written waits for that, after the effects `first`.
+/// A failure while a termination is being written waits for that write, after the effects `first`.
 macro_rules! waits {
     ($state:ident, $event:literal $(, $first:literal)*) => {
         row($state, $event, WRITING, FAILED,
@@ -156,7 +156,7 @@ const IDLE: &[Transition] = &[
     ),
 ];
 
-/// What is not finished gives way to the end: from each of these states a termination may be asked for.
+/// Unfinished work gives way to a termination, which may be requested in each of these states.
 macro_rules! ended {
     ($state:ident, $guard:expr, $recorded:ident, $effects:expr) => {
         [
@@ -226,7 +226,7 @@ const FAILING: &[Transition] = &[
         ENDING,
         GIVE_UP,
     ),
-    // The journal answers the wish to recover first.
+    // The journal answers the recovery request first.
     row(
         ASKED,
         "Asked(terminate)",
@@ -317,7 +317,7 @@ const FAILING: &[Transition] = &[
     ),
 ];
 
-/// A job that is over while a termination is in the journal.
+/// A job that ends while a termination is in the journal.
 macro_rules! ended_after {
     ($state:ident, $event:literal $(, $first:literal)*) => {
         row(
@@ -420,7 +420,7 @@ const HEALING: [[Transition; 4]; 7] = [
     healed!(CAPTURING, "CaptureOver"),
 ];
 
-/// Of an instance that was adopted no earlier failure is known.
+/// An adopted instance has no known earlier failure.
 const ADOPTED: &[Transition] = &[
     row(
         STARTING,
@@ -471,9 +471,9 @@ const WAITING: &[Transition] = &[
     waits!(MORPHING, "MorphOver(SourceFailed)"),
 ];
 
-/// Every step an [`Engine`](super::Engine) takes, part by part: how it begins, what begins with an idle instance, what a
-/// failure comes to, from a failure on, jobs, and terminations. What is not listed changes nothing that is seen; what is
-/// said of an instance's health and load is remembered in each state.
+/// All steps of an [`Engine`](super::Engine), part by part: how it begins, what begins with an idle instance, the
+/// handling of failures, the steps after a failure, jobs, and terminations. An event that is not listed changes nothing
+/// visible; reports about health and load are remembered in each state.
 pub const TRANSITIONS: [&[Transition]; 8] = [
     BEGINNING,
     IDLE,

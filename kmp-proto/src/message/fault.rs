@@ -9,9 +9,9 @@ use crate::wire::field::fixed;
 fixed! {
     /// Fixed part of ERROR.
     ErrorFixed, 16 {
-        /// Why.
+        /// The reason.
         code: ErrorCode = 0,
-        /// `msg_type` of the frame refused, its reply bit included; 0 when it could not be read.
+        /// `msg_type` of the refused frame, including its reply bit; 0 if it could not be read.
         offending_type: u16 = 2,
         /// Its sequence.
         offending_sequence: u32 = 4,
@@ -22,13 +22,13 @@ fixed! {
 /// ERROR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorInfo {
-    /// Why.
+    /// The reason.
     pub code: ErrorCode,
-    /// `msg_type` of the frame refused.
+    /// `msg_type` of the refused frame.
     pub offending_type: u16,
     /// Its sequence.
     pub offending_sequence: u32,
-    /// For people, at most 512 bytes.
+    /// Text for people, at most 512 bytes.
     pub text: String,
 }
 
@@ -69,11 +69,11 @@ impl Payload for ErrorInfo {
 fixed! {
     /// RETRY.
     pub RetryAfter, 16 {
-        /// Not before this many milliseconds; the sender then backs off exponentially with jitter.
+        /// Minimum wait in milliseconds; the sender then backs off exponentially with jitter.
         retry_after_ms: u32 = 0,
-        /// Why.
+        /// The reason.
         reason: ErrorCode = 4,
-        /// `msg_type` of the frame put off.
+        /// `msg_type` of the deferred frame.
         offending_type: u16 = 6,
         /// Its sequence.
         offending_sequence: u32 = 8,

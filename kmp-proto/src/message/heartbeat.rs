@@ -5,7 +5,7 @@ use crate::wire::Layout;
 use crate::wire::field::{fixed, open_enum};
 use crate::wire::record::{CPU_STALL, TEXT, append, once, records};
 
-/// Value of a pressure field where the kernel has no PSI.
+/// Value of a pressure field on a kernel without PSI.
 pub const PRESSURE_ABSENT: u16 = u16::MAX;
 
 open_enum! {
@@ -23,7 +23,7 @@ open_enum! {
 open_enum! {
     /// State of the instance's program.
     WorkloadState: u8 {
-        /// It has none.
+        /// The instance has no program.
         None = 0, "none";
         /// Being started.
         Starting = 1, "starting";
@@ -49,7 +49,7 @@ fixed! {
         probe: u32 = 0,
         /// Unused, 0.
         flags: u32 = 4,
-        /// How late the daemon itself is, in microseconds: a hint for the agent's log.
+        /// Delay of the daemon itself, in microseconds: a hint for the agent's log.
         self_lag_us: u32 = 8,
         ; reserved 4
     }
@@ -58,25 +58,25 @@ fixed! {
 fixed! {
     /// Fixed part of HEARTBEAT_RSP. The frame is 80 bytes without records.
     pub HeartbeatRspFixed, 48 {
-        /// The probe that is answered.
+        /// The answered probe.
         probe: u32 = 0,
         /// The health of the instance.
         health: Health = 4,
         /// State of its program.
         workload: WorkloadState = 5,
-        /// CPUs.
+        /// Number of CPUs.
         cpu_count: u16 = 6,
-        /// CPU time spent busy since the last sample, 0 to 1000.
+        /// Busy CPU time since the last sample, 0 to 1000.
         cpu_busy_permille: u16 = 8,
-        /// PSI `some avg10`, hundredths of a percent; [`PRESSURE_ABSENT`] where there is none.
+        /// PSI `some avg10`, hundredths of a percent; [`PRESSURE_ABSENT`] if unknown.
         pressure_cpu: u16 = 10,
         /// The same for memory.
         pressure_memory: u16 = 12,
         /// The same for I/O.
         pressure_io: u16 = 14,
-        /// Memory, KiB.
+        /// Total memory, KiB.
         memory_total_kib: u64 = 16,
-        /// Memory that can be had without swapping, KiB.
+        /// Memory available without swapping, KiB.
         memory_available_kib: u64 = 24,
         /// Bytes read since boot.
         io_read_bytes: u64 = 32,
@@ -89,13 +89,13 @@ fixed! {
 fixed_only!(HeartbeatReq);
 
 fixed! {
-    /// CPUs of the instance that run nothing: a CPU_STALL record.
+    /// CPUs of the instance that execute nothing: a CPU_STALL record.
     pub CpuStall, 8 {
-        /// The CPU that has run nothing for the longest time.
+        /// The CPU that has executed nothing for the longest time.
         cpu: u16 = 0,
-        /// CPUs that run nothing, that one among them.
+        /// Number of CPUs that execute nothing, including `cpu`.
         count: u16 = 2,
-        /// For how long, in milliseconds.
+        /// Duration of the stall, in milliseconds.
         stalled_ms: u32 = 4,
         ; reserved 0
     }
@@ -106,12 +106,12 @@ fixed! {
 pub struct HeartbeatRsp {
     /// Fixed part.
     pub fixed: HeartbeatRspFixed,
-    /// CPUs that run nothing, where there are any.
+    /// CPUs that execute nothing, if any.
     pub stall: Option<CpuStall>,
 }
 
 impl From<HeartbeatRspFixed> for HeartbeatRsp {
-    /// An answer of an instance whose CPUs all run.
+    /// Returns an answer of an instance without stalled CPUs.
     fn from(fixed: HeartbeatRspFixed) -> Self {
         Self { fixed, stall: None }
     }
@@ -152,7 +152,7 @@ fixed! {
         flags: u16 = 2,
         /// How the program ended: its exit status, or minus the signal.
         exit_status: i32 = 4,
-        /// Times the agent has restarted it.
+        /// Number of restarts by the agent.
         restarts: u32 = 8,
         ; reserved 4
     }
@@ -180,7 +180,7 @@ impl Payload for HealthStatus {
     }
 }
 
-/// The one TEXT record of a payload, empty when there is none.
+/// Returns the single TEXT record of a payload; empty if there is none.
 pub(super) fn text_record(rest: &[u8]) -> Result<String, LayoutError> {
     let mut text = None;
     for record in records(rest) {

@@ -9,7 +9,7 @@ use crate::wire::record::{
 use crate::wire::{ErrorCode, Layout, VERSION};
 
 code_enum! {
-    /// Which side speaks.
+    /// Role of the sender.
     PeerRole: u8 {
         /// kmorphd.
         Daemon = 1, "daemon";
@@ -30,33 +30,33 @@ code_enum! {
     }
 }
 
-/// Longest release of a kernel, and longest version of a program, in bytes.
+/// Maximum length of a kernel release, and of a program's version, in bytes.
 pub const SHORT_TEXT_MAX_BYTES: usize = 128;
 
 /// Feature bits of [`HelloFixed::features`].
 pub mod features {
-    /// MORPH_* is spoken. Which providers an instance has, MORPH_NEGOTIATE says.
+    /// Supports MORPH_*. MORPH_NEGOTIATE lists the instance's providers.
     pub const MORPHS: u64 = 1;
     /// State can be handed over by reference.
     pub const BY_REFERENCE: u64 = 2;
-    /// The instance reads memory of a fenced kernel that it is lent: VMCORE_START.
+    /// The instance can read lent memory of a fenced kernel: VMCORE_START.
     pub const READS_LENT_MEMORY: u64 = 4;
 }
 
 fixed! {
     /// Fixed part of HELLO.
     pub HelloFixed, 56 {
-        /// Lowest protocol version spoken.
+        /// Lowest supported protocol version.
         version_min: u16 = 0,
-        /// Highest protocol version spoken.
+        /// Highest supported protocol version.
         version_max: u16 = 2,
-        /// Which side speaks.
+        /// Role of the sender.
         role: PeerRole = 4,
         /// The purpose of the connection.
         channel: Channel = 5,
         /// Unused, 0.
         flags: u16 = 6,
-        /// The generation: the daemon names the one it means, the instance the one it is.
+        /// The generation: the daemon names the intended one, the instance its own.
         generation: u64 = 8,
         /// Random at every boot of the sender.
         boot_id: [u8; 16] = 16,
@@ -64,7 +64,8 @@ fixed! {
         features: u64 = 32,
         /// Session of a bulk channel, else 0.
         session: u64 = 40,
-        /// Of the daemon: grows with each of its starts. Of the instance: the newest that it has seen.
+        /// From the daemon: a number that grows with each of its starts. From the instance: the highest number that it
+        /// has seen.
         incarnation: u64 = 48,
         ; reserved 0
     }
@@ -75,31 +76,31 @@ fixed! {
 pub struct Hello {
     /// Fixed part.
     pub fixed: HelloFixed,
-    /// The instance: the daemon names the one it means, the instance the one it is.
+    /// The instance: the daemon names the intended one, the instance its own.
     pub instance: String,
     /// Release of the sender's kernel.
     pub kernel_release: String,
     /// Version of the sender's program.
     pub agent_version: String,
-    /// Random, new for each connection; none on a connection without authentication.
+    /// Random, new for each connection; absent on a connection without authentication.
     pub nonce: Option<[u8; NONCE_BYTES]>,
-    /// In the reply: the instance's proof that it has the key.
+    /// In the reply: the instance's proof of the key.
     pub proof: Option<[u8; PROOF_BYTES]>,
 }
 
 fixed! {
     /// AUTHENTICATE.
     pub Authenticate, 32 {
-        /// The daemon's proof that it has the key.
+        /// The daemon's proof of the key.
         proof: [u8; 32] = 0,
         ; reserved 0
     }
 }
 
 fixed! {
-    /// Reply to AUTHENTICATE: the daemon is believed.
+    /// Reply to AUTHENTICATE: the instance accepts the daemon.
     pub Authenticated, 8 {
-        /// The newest incarnation of the daemon that the instance has seen: this one's.
+        /// The newest incarnation of the daemon that the instance has seen: that of this daemon.
         incarnation: u64 = 0,
         ; reserved 0
     }
@@ -107,7 +108,7 @@ fixed! {
 
 fixed_only!(Authenticate, Authenticated);
 
-/// A record of exactly 32 bytes.
+/// Returns a record of exactly 32 bytes.
 fn bytes32(kind: u16, record: &[u8]) -> Result<[u8; 32], LayoutError> {
     record
         .try_into()
@@ -178,7 +179,7 @@ impl Payload for Hello {
 }
 
 impl HelloFixed {
-    /// A bulk channel has a session, and no other channel has.
+    /// Checks that only a bulk channel has a session.
     fn session_fits(&self) -> Result<(), LayoutError> {
         match (self.channel, self.session) {
             (Channel::Bulk, 0) => Err(LayoutError::Contradiction("a bulk channel of session 0")),
@@ -189,7 +190,7 @@ impl HelloFixed {
         }
     }
 
-    /// Whether the range of versions holds the one that this side speaks.
+    /// Returns whether the range of versions contains this side's version.
     fn speaks_our_version(&self) -> bool {
         (self.version_min..=self.version_max).contains(&VERSION)
     }
@@ -198,61 +199,61 @@ impl HelloFixed {
 /// Why a HELLO, or its reply, is refused. The connection ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
-    /// No version in common.
+    /// No common version.
     #[error("it speaks versions {min} to {max}, this side speaks {VERSION}")]
     Version {
-        /// Its lowest.
+        /// The peer's lowest version.
         min: u16,
-        /// Its highest.
+        /// The peer's highest version.
         max: u16,
     },
-    /// The wrong side speaks.
+    /// The sender has the wrong role.
     #[error("it is {}, expected was {}", .found.as_str(), .expected.as_str())]
     Role {
-        /// The role that was expected.
+        /// The expected role.
         expected: PeerRole,
-        /// The role that was found.
+        /// The role in the HELLO.
         found: PeerRole,
     },
-    /// Another instance.
+    /// The HELLO names another instance.
     #[error("it is instance {found:?}, expected was {expected:?}")]
     Instance {
-        /// The instance that was expected.
+        /// The expected instance.
         expected: String,
-        /// The instance that was found.
+        /// The instance in the HELLO.
         found: String,
     },
-    /// Another generation.
+    /// The HELLO names another generation.
     #[error("it is generation {found}, expected was generation {expected}")]
     Generation {
-        /// The generation that was expected.
+        /// The expected generation.
         expected: u64,
-        /// The generation that was found.
+        /// The generation in the HELLO.
         found: u64,
     },
     /// The reply is for another channel, or another session of it.
     #[error("it answers for the {} channel of session {session}", .channel.as_str())]
     OtherChannel {
-        /// The channel that it names.
+        /// The channel in the reply.
         channel: Channel,
-        /// The session that it names.
+        /// The session in the reply.
         session: u64,
     },
-    /// No proof that it has the key of this generation, or a wrong one.
+    /// The proof of the generation's key is missing or wrong.
     #[error("it does not prove that it has the key of this generation")]
     NotAuthentic,
-    /// A newer daemon has spoken.
+    /// The instance has accepted a newer daemon.
     #[error("it is daemon {found}, and {newest} has spoken to this instance")]
     OlderDaemon {
         /// The newest incarnation seen.
         newest: u64,
-        /// Its incarnation.
+        /// The daemon's incarnation.
         found: u64,
     },
 }
 
 impl HelloError {
-    /// The code to answer with.
+    /// Returns the error code of the answer.
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::Version { .. } => ErrorCode::UnsupportedVersion,
@@ -267,7 +268,7 @@ impl HelloError {
 }
 
 impl Hello {
-    /// The instance's checks of the daemon's HELLO, in their order; `self` is the instance.
+    /// Performs the instance's checks of the daemon's HELLO, in their order; `self` is the instance.
     ///
     /// # Errors
     /// The first check that fails.
@@ -275,8 +276,8 @@ impl Hello {
         daemon.is(PeerRole::Daemon, self)
     }
 
-    /// The daemon's checks of the reply to its own HELLO, in their order. `authentic` says whether the reply
-    /// proves the key, where that is asked of it.
+    /// Performs the daemon's checks of the reply to its own HELLO, in their order. `authentic` says whether the reply
+    /// proves the key, if a proof is required.
     ///
     /// # Errors
     /// The first check that fails.

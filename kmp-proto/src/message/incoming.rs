@@ -3,18 +3,18 @@
 use super::{MorphTransfer, StateProvider, TransferMode, TransferOp};
 use crate::wire::ErrorCode;
 
-/// Most bytes of state in one chunk of a morph.
+/// Maximum number of state bytes in one chunk of a morph.
 pub const STATE_CHUNK_MAX_BYTES: usize = 65_536;
 
 /// A violation by one side of the transfer. The bulk channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// Neither a chunk nor the end of a round, by rounds, of this session.
+    /// The frame is neither a chunk nor the end of a round, in rounds mode, of this session.
     #[error("a {} of session {session}, not state of the session of this channel", .op.as_str())]
     NotState {
         /// The received operation.
         op: TransferOp,
-        /// Its session.
+        /// The session in the frame.
         session: u64,
     },
     /// The frame belongs to a different round.
@@ -25,21 +25,21 @@ pub enum StateError {
         /// The round in the frame.
         found: u32,
     },
-    /// Of another provider than the one that carries the state.
+    /// The frame belongs to another provider than the chosen one.
     #[error("a frame of the provider {found}, the state is carried by {expected}")]
     OtherProvider {
-        /// The provider that was chosen.
+        /// The chosen provider.
         expected: StateProvider,
         /// The provider in the frame.
         found: StateProvider,
     },
-    /// Too much in one chunk.
+    /// The chunk is too large.
     #[error("a chunk of {0} bytes, at most {STATE_CHUNK_MAX_BYTES} are allowed")]
     ChunkTooLarge(usize),
-    /// The chunk was damaged on its way.
+    /// The chunk's checksum does not match.
     #[error("the checksum of the chunk at {0:#x} does not hold")]
     Damaged(u64),
-    /// The size of the state changed after it was announced.
+    /// The total size differs from the announced size.
     #[error("{found} bytes of state announced, {announced} before")]
     TotalChanged {
         /// The first announcement.
@@ -47,12 +47,12 @@ pub enum StateError {
         /// The new announcement.
         found: u64,
     },
-    /// More bytes in a round than the state has.
+    /// The round has more bytes than the state.
     #[error("{sent} bytes in round {round} of a state of {announced}")]
     OverTotal {
         /// The round.
         round: u32,
-        /// Bytes of it so far.
+        /// Number of its bytes so far.
         sent: u64,
         /// The announced number.
         announced: u64,
@@ -60,7 +60,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// The code to answer with.
+    /// Returns the error code of the answer.
     pub const fn code(self) -> ErrorCode {
         match self {
             Self::ChunkTooLarge(_) | Self::OverTotal { .. } => ErrorCode::TooLarge,
@@ -69,7 +69,7 @@ impl StateError {
     }
 }
 
-/// The state of one session as it comes in: rounds from 1, each with at most what was announced.
+/// The incoming state of one session: rounds from 1, each with at most the announced number of bytes.
 #[derive(Debug)]
 pub struct IncomingState {
     session: u64,
@@ -81,7 +81,7 @@ pub struct IncomingState {
 }
 
 impl IncomingState {
-    /// Nothing of `session` has come yet; `provider` carries what will come.
+    /// Starts before the first frame of `session`; `provider` carries the state.
     pub const fn new(session: u64, provider: StateProvider) -> Self {
         Self {
             session,
@@ -92,11 +92,11 @@ impl IncomingState {
         }
     }
 
-    /// Takes the next frame. A round may carry one chunk more than the state holds, because it ends
-    /// with the chunk that reaches its number of bytes.
+    /// Handles the next frame. A round may carry one chunk more than the state holds, because it ends with the chunk
+    /// that reaches its number of bytes.
     ///
     /// # Errors
-    /// The first rule that the frame breaks; nothing of it may be used.
+    /// The first rule that the frame violates; the frame must not be used.
     pub fn take(&mut self, transfer: &MorphTransfer) -> Result<(), StateError> {
         let fixed = &transfer.fixed;
         let (op, session) = (fixed.op, fixed.session);

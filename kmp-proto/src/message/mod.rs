@@ -48,12 +48,12 @@ pub use vmcore::{
 
 use crate::wire::{ErrorCode, Layout, MsgType};
 
-/// Longest text in a record, in bytes.
+/// Maximum length of a text in a record, in bytes.
 pub const TEXT_MAX_BYTES: usize = 512;
-/// Longest instance id, in bytes.
+/// Maximum length of an instance id, in bytes.
 pub const INSTANCE_ID_MAX_BYTES: usize = 63;
 
-/// Every byte table of `docs/kmp.md`, with the heading it belongs to.
+/// Returns all byte tables of `docs/kmp.md`, each with its heading.
 pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
     let parts = [
         hello::LAYOUTS,
@@ -67,19 +67,19 @@ pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
     parts.into_iter().flatten().copied()
 }
 
-/// Why a payload was refused although its checksum held.
+/// Why a payload with a valid checksum was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// Shorter than its fixed part, or a record reaches beyond the end.
+    /// The payload is shorter than its fixed part, or a record extends beyond the end.
     #[error("the payload ends too early")]
     TooShort,
-    /// Bytes after a payload that has no records.
+    /// Trailing bytes after a payload without records.
     #[error("{0} bytes after the end of the payload")]
     Trailing(usize),
-    /// Reserved bytes or padding in use.
+    /// Reserved bytes or padding are not zero.
     #[error("reserved bytes are not zero")]
     ReservedNotZero,
-    /// A number that version 1 does not have.
+    /// A number that is not defined in version 1.
     #[error("{value} is no {field}")]
     BadValue {
         /// The field's type.
@@ -90,13 +90,13 @@ pub enum LayoutError {
     /// A critical record of unknown kind.
     #[error("record kind {0} is unknown and marked critical")]
     CriticalRecord(u16),
-    /// A record that may appear once appeared again.
+    /// A single-use record appears again.
     #[error("record kind {0} appears more than once")]
     Repeated(u16),
-    /// A record that must be there is not.
+    /// A required record is missing.
     #[error("record kind {0} is missing")]
     MissingRecord(u16),
-    /// Too long a text.
+    /// A text is too long.
     #[error("the text of record kind {kind} is longer than {limit} bytes")]
     TextTooLong {
         /// The record's kind.
@@ -104,43 +104,43 @@ pub enum LayoutError {
         /// Its limit.
         limit: usize,
     },
-    /// Not UTF-8.
+    /// A text is not UTF-8.
     #[error("a text is not UTF-8")]
     NotText,
-    /// More entries than allowed.
+    /// Too many entries.
     #[error("more than {0} entries")]
     TooMany(usize),
-    /// Lengths that contradict each other.
+    /// Lengths contradict each other.
     #[error("lengths contradict each other")]
     Inconsistent,
-    /// A record of a fixed length has another.
+    /// A fixed-length record has another length.
     #[error("record kind {0} has another length than it must")]
     WrongLength(u16),
-    /// Fields that contradict each other, or a number that is never used.
+    /// Fields contradict each other, or a number is invalid.
     #[error("{0}")]
     Contradiction(&'static str),
 }
 
 impl LayoutError {
-    /// The code to answer with.
+    /// Returns the error code of the answer.
     pub fn code(self) -> ErrorCode {
         ErrorCode::Malformed
     }
 }
 
-/// How one payload is read and written.
+/// Decoding and encoding of one payload.
 pub(crate) trait Payload: Sized {
     fn parse(payload: &[u8]) -> Result<Self, LayoutError>;
     fn write(&self, out: &mut Vec<u8>);
 
-    /// Whether what is written would be read again. Texts for people are cut to their limit; lists
-    /// and names are not, since without their end they would say something else.
+    /// Checks that a receiver would accept this payload. The encoder truncates texts for people; it
+    /// does not truncate lists and names, since a part of them would have another meaning.
     fn writable(&self) -> Result<(), LayoutError> {
         Ok(())
     }
 }
 
-/// Whether a list of `len` entries keeps its limit.
+/// Checks the length of a list against its limit.
 pub(crate) fn at_most(len: usize, limit: usize) -> Result<(), LayoutError> {
     if len > limit {
         Err(LayoutError::TooMany(limit))
@@ -149,7 +149,7 @@ pub(crate) fn at_most(len: usize, limit: usize) -> Result<(), LayoutError> {
     }
 }
 
-/// Whether an instance id keeps its limit.
+/// Checks the length of an instance id against its limit.
 pub(crate) fn writable_id(instance: &str) -> Result<(), LayoutError> {
     if instance.len() > INSTANCE_ID_MAX_BYTES {
         Err(LayoutError::TextTooLong {
@@ -170,22 +170,22 @@ macro_rules! messages {
         }
 
         impl Message {
-            /// Its type.
+            /// Returns its type.
             pub const fn msg_type(&self) -> MsgType {
                 match self {
                     $(Self::$name(_) => MsgType::$ty,)*
                 }
             }
 
-            /// Whether it is the reply to that type.
+            /// Returns whether it is a reply.
             pub const fn is_reply(&self) -> bool {
                 match self {
                     $(Self::$name(_) => $reply,)*
                 }
             }
 
-            /// Whether it answers something, so that nothing answers it: two peers would refuse
-            /// each other for ever.
+            /// Returns whether the message answers another one. Nothing answers an answer: two
+            /// peers would refuse each other forever.
             pub const fn is_answer(&self) -> bool {
                 self.is_reply()
                     || matches!(
@@ -201,7 +201,7 @@ macro_rules! messages {
             ) -> Result<Self, LayoutError> {
                 match (msg_type, reply) {
                     $((MsgType::$ty, $reply) => <$body as Payload>::parse(payload).map(Self::$name),)*
-                    // The header was refused already: the type has no reply.
+                    // The header check already refused this type: it has no reply.
                     (other, _) => Err(LayoutError::BadValue {
                         field: "msg_type",
                         value: other as u64,
@@ -291,7 +291,7 @@ messages! {
     Retry(RetryAfter) = Retry, false;
 }
 
-/// Implements [`Payload`] for a fixed part that has no records.
+/// Implements [`Payload`] for a fixed part without records.
 macro_rules! fixed_only {
     ($($name:ty),*) => {$(
         impl $crate::message::Payload for $name {
@@ -310,7 +310,7 @@ macro_rules! fixed_only {
 }
 pub(crate) use fixed_only;
 
-/// A text cut to its limit at a character boundary, so that what we write always parses.
+/// Truncates a text to its limit at a character boundary, so that it always parses.
 pub(crate) fn clip(text: &str, limit: usize) -> &str {
     let mut end = text.len().min(limit);
     while !text.is_char_boundary(end) {

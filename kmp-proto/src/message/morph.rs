@@ -6,17 +6,17 @@ use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{CHECK, CRITICAL, DATA, REFERENCE, append, once, records};
 
-/// Most checks in a validation report.
+/// Maximum number of checks in a validation report.
 const CHECKS_MAX: usize = 100;
-/// Longest name of a check, in bytes: with it and [`TEXT_MAX_BYTES`] of detail, [`CHECKS_MAX`] checks fit.
+/// Maximum length of a check's name, in bytes: with this and [`TEXT_MAX_BYTES`] of detail, [`CHECKS_MAX`] checks fit.
 const CHECK_NAME_MAX_BYTES: usize = 64;
-/// Most state references in one message.
+/// Maximum number of state references in one message.
 const REFERENCES_MAX: usize = 1024;
 
 code_enum! {
-    /// Which side of the morph is addressed.
+    /// The addressed side of the morph.
     Side: u8 {
-        /// The kernel that is left.
+        /// The source kernel.
         Source = 1, "source";
         /// The target kernel.
         Target = 2, "target";
@@ -26,17 +26,17 @@ code_enum! {
 fixed! {
     /// MORPH_PREPARE.
     pub MorphPrepare, 40 {
-        /// The morph's session: never 0, never used again.
+        /// The morph's session: never 0, never reused.
         session: u64 = 0,
-        /// The generation that is left.
+        /// The source generation.
         from_generation: u64 = 8,
         /// The target generation.
         to_generation: u64 = 16,
         /// Budget for the downtime, microseconds.
         downtime_budget_us: u32 = 24,
-        /// Longest time for one phase, milliseconds.
+        /// Maximum time for one phase, milliseconds.
         phase_timeout_ms: u32 = 28,
-        /// Which side is addressed.
+        /// The addressed side.
         side: Side = 32,
         ; reserved 7
     }
@@ -66,7 +66,7 @@ code_enum! {
 }
 
 code_enum! {
-    /// How state moves.
+    /// How state is transferred.
     TransferMode: u16 {
         /// By reference.
         ByReference = 1, "by_reference";
@@ -88,9 +88,9 @@ fixed! {
         session: u64 = 0,
         /// Offset of the chunk in the state.
         offset: u64 = 8,
-        /// Bytes of the whole state.
+        /// Size of the whole state, bytes.
         total_bytes: u64 = 16,
-        /// In END_OF_ROUND: bytes that changed meanwhile.
+        /// In END_OF_ROUND: number of bytes that changed in the meantime.
         dirty_bytes: u64 = 24,
         /// Number of the round, from 1.
         round: u32 = 32,
@@ -100,7 +100,7 @@ fixed! {
         chunk_crc32: u32 = 40,
         /// The operation.
         op: TransferOp = 44,
-        /// How state moves.
+        /// How state is transferred.
         mode: TransferMode = 46,
         /// The state provider. A pull names it to both sides; all messages of the pull repeat it.
         provider: StateProvider = 48,
@@ -109,13 +109,13 @@ fixed! {
 }
 
 fixed! {
-    /// State handed over by reference: a REFERENCE record.
+    /// State passed by reference: a REFERENCE record.
     pub Reference, 24 {
-        /// Which piece of state, by the provider.
+        /// Id of the piece of state, assigned by the provider.
         region: u64 = 0,
         /// Its length in bytes.
         length: u64 = 8,
-        /// Its digest, 0 when it is taken later.
+        /// Its digest; 0 if it is computed later.
         digest: u64 = 16,
         ; reserved 0
     }
@@ -128,12 +128,12 @@ pub struct MorphTransfer {
     pub fixed: MorphTransferFixed,
     /// Bytes of a chunk.
     pub data: Vec<u8>,
-    /// State by reference.
+    /// State passed by reference.
     pub references: Vec<Reference>,
 }
 
 impl MorphTransfer {
-    /// A chunk with its checksum.
+    /// Returns a chunk with its checksum.
     pub fn chunk(fixed: MorphTransferFixed, data: Vec<u8>) -> Self {
         let chunk_crc32 = crate::checksum::crc32(&[&data]);
         let fixed = MorphTransferFixed {
@@ -148,8 +148,8 @@ impl MorphTransfer {
         }
     }
 
-    /// Whether the chunk's checksum holds: it protects the bytes from one kernel to the other, over
-    /// every hop in between.
+    /// Returns whether the chunk's checksum matches: it protects the bytes from kernel to kernel,
+    /// over all hops.
     pub fn chunk_holds(&self) -> bool {
         crate::checksum::crc32(&[&self.data]) == self.fixed.chunk_crc32
     }
@@ -203,7 +203,7 @@ fixed! {
         round: u32 = 8,
         /// Unused, 0.
         flags: u32 = 12,
-        /// Bytes of state expected.
+        /// Expected size of the state, bytes.
         state_bytes: u64 = 16,
         ; reserved 8
     }
@@ -224,7 +224,7 @@ fixed! {
     pub ValidateReplyFixed, 16 {
         /// The session.
         session: u64 = 0,
-        /// Passed only when every check passed.
+        /// Passed only if all checks passed.
         verdict: CheckResult = 8,
         ; reserved 7
     }
@@ -247,7 +247,7 @@ pub struct Check {
     pub name: String,
     /// Its result.
     pub result: CheckResult,
-    /// How long it took, microseconds.
+    /// Duration, microseconds.
     pub duration_us: u32,
     /// The finding.
     pub detail: String,
@@ -258,7 +258,7 @@ pub struct Check {
 pub struct ValidateReply {
     /// Fixed part.
     pub fixed: ValidateReplyFixed,
-    /// Every check.
+    /// All checks.
     pub checks: Vec<Check>,
 }
 
@@ -347,9 +347,9 @@ impl Payload for ValidateReply {
 code_enum! {
     /// A step of the commit, in this order.
     CommitStep: u16 {
-        /// Source: stop serving; nothing is answered or changed from here on.
+        /// Source: stop serving; from here on, the workload answers and changes nothing.
         Freeze = 1, "freeze";
-        /// Target: take over the state, be ready to answer.
+        /// Target: take over the state and get ready to answer.
         Activate = 2, "activate";
         /// Target: serve. Only after the commit record is durable.
         Serve = 3, "serve";
@@ -363,7 +363,7 @@ fixed! {
     pub MorphCommit, 32 {
         /// The session.
         session: u64 = 0,
-        /// Random; the reply repeats it, which shows that both directions work.
+        /// Random; the reply repeats it, to show that both directions work.
         nonce: u64 = 8,
         /// The step.
         step: CommitStep = 16,
@@ -374,11 +374,11 @@ fixed! {
 }
 
 code_enum! {
-    /// How a step went.
+    /// Result of a step.
     StepStatus: u16 {
         /// Done.
         Done = 1, "done";
-        /// Not done; nothing has changed on this side.
+        /// Not done; this side is unchanged.
         Refused = 2, "refused";
     }
 }
@@ -390,13 +390,13 @@ fixed! {
         session: u64 = 0,
         /// The request's nonce.
         nonce: u64 = 8,
-        /// Digest of the state: of FREEZE and ACTIVATE these must be equal.
+        /// Digest of the state: the digests of FREEZE and ACTIVATE must be equal.
         state_digest: u64 = 16,
-        /// How long it took, microseconds.
+        /// Duration, microseconds.
         elapsed_us: u32 = 24,
         /// The step.
         step: CommitStep = 28,
-        /// How it went.
+        /// Result.
         status: StepStatus = 30,
         ; reserved 8
     }
@@ -407,7 +407,7 @@ fixed! {
     pub RollbackFixed, 16 {
         /// The session.
         session: u64 = 0,
-        /// Which side is addressed.
+        /// The addressed side.
         side: Side = 8,
         ; reserved 7
     }
@@ -418,7 +418,7 @@ fixed! {
 pub struct MorphRollback {
     /// Fixed part.
     pub fixed: RollbackFixed,
-    /// Why.
+    /// The reason.
     pub text: String,
 }
 

@@ -5,14 +5,14 @@ use crate::wire::Layout;
 use crate::wire::field::{fixed, open_enum};
 use crate::wire::record::{CRITICAL, PROVIDER, append, records};
 
-/// Most providers in one MORPH_NEGOTIATE reply: with [`TEXT_MAX_BYTES`] of text for each, so many fit.
+/// Maximum number of providers in one MORPH_NEGOTIATE reply: that many fit, with [`TEXT_MAX_BYTES`] of text each.
 pub const PROVIDERS_MAX: usize = 12;
 
 open_enum! {
     /// A method of moving the state of a workload from one kernel to another.
     ///
-    /// Each number is one bit, so that `providers` of MORPH_NEGOTIATE is a set of them. The order of the rows is the
-    /// daemon's order of preference: of the providers that both sides can use, it chooses the first.
+    /// Each number is one bit, so that `providers` of MORPH_NEGOTIATE is a set. The order of the rows is the
+    /// daemon's order of preference: it chooses the first provider that both sides can use.
     StateProvider: u32 {
         /// The workload itself, which has registered with its agent.
         Cooperative = 1, "cooperative";
@@ -20,12 +20,12 @@ open_enum! {
 }
 
 impl StateProvider {
-    /// The set of these providers, as MORPH_NEGOTIATE carries it.
+    /// Returns the set of these providers, as in MORPH_NEGOTIATE.
     pub fn set(of: &[Self]) -> u32 {
         of.iter().fold(0, |set, provider| set | provider.value())
     }
 
-    /// Whether `set` has this provider.
+    /// Returns whether `set` contains this provider.
     pub const fn is_in(self, set: u32) -> bool {
         let bit = self.value();
         bit != 0 && set & bit == bit
@@ -53,7 +53,7 @@ fixed! {
     pub MorphNegotiate, 16 {
         /// The session.
         session: u64 = 0,
-        /// The providers that the daemon can have used: bits of [`StateProvider`].
+        /// The providers that the daemon supports: bits of [`StateProvider`].
         providers: u32 = 8,
         ; reserved 4
     }
@@ -79,20 +79,21 @@ pub struct ProviderOffer {
     pub provider: StateProvider,
     /// Bytes of state (source; else 0).
     pub memory_bytes: u64,
-    /// How fast it changes, bytes a second (source; else 0).
+    /// Rate of change of the state, bytes per second (source; else 0).
     pub dirty_bytes_per_s: u64,
-    /// Kinds of state that it moves, see [`capability`].
+    /// Kinds of state that the provider moves, see [`capability`].
     pub state_kinds: u32,
-    /// Ways in which it moves them, see [`capability`].
+    /// Transfer modes of the provider, see [`capability`].
     pub modes: u32,
     /// Version of the state's own format.
     pub state_version: u32,
-    /// Why the side cannot use it now, for people; empty when it can. At most [`TEXT_MAX_BYTES`] bytes are sent.
+    /// Why the side cannot use the provider now, for people; empty if it can. At most [`TEXT_MAX_BYTES`] bytes are
+    /// sent.
     pub why_not: String,
 }
 
 impl ProviderOffer {
-    /// Whether the side can use the provider.
+    /// Returns whether the side can use the provider.
     pub fn is_possible(&self) -> bool {
         self.why_not.is_empty()
     }
@@ -146,7 +147,7 @@ impl ProviderOffer {
 pub struct NegotiateReply {
     /// The session.
     pub session: u64,
-    /// The providers that were asked for and that the side has; each at most once.
+    /// The requested providers that the side has; each at most once.
     pub offers: Vec<ProviderOffer>,
 }
 

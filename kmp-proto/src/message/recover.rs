@@ -10,9 +10,9 @@ use crate::wire::record::{
     CRITICAL, FENCE_CERTIFICATE, INSTANCE_ID, TEXT, TOPOLOGY, append, once, records,
 };
 
-/// Most instances in one topology.
+/// Maximum number of instances in one topology.
 pub(super) const TOPOLOGY_MAX_ENTRIES: usize = 2048;
-/// Most CPUs of one instance in a topology.
+/// Maximum number of CPUs of one instance in a topology.
 const TOPOLOGY_MAX_CPUS: usize = 1024;
 
 open_enum! {
@@ -22,7 +22,7 @@ open_enum! {
         KernelDead = 1, "kernel_dead";
         /// The kernel runs, its agent does not.
         AgentDead = 2, "agent_dead";
-        /// An operator asked for it.
+        /// An operator requested the recovery.
         Operator = 3, "operator";
         /// Kernel and agent run, the workload never did.
         WorkloadFailed = 4, "workload_failed";
@@ -30,7 +30,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// How it ended.
+    /// The result of a recovery.
     RecoveryOutcome: u16 {
         /// A healthy successor runs.
         Recovered = 1, "recovered";
@@ -53,7 +53,7 @@ fixed! {
 }
 
 fixed! {
-    /// A fence certificate as a peer claims it: information, never a proof.
+    /// A fence certificate as a peer claims it: information, not a proof.
     pub FenceClaim, 32 {
         /// Number of `fence::FenceMethod`.
         method: u16 = 0,
@@ -61,7 +61,7 @@ fixed! {
         confirmation: u16 = 2,
         /// Unused, 0.
         flags: u32 = 4,
-        /// The generation that is fenced.
+        /// The fenced generation.
         generation: u64 = 8,
         /// Time of the fence, nanoseconds since the Unix epoch, by the daemon's clock.
         fenced_at_unix_ns: u64 = 16,
@@ -76,11 +76,11 @@ fixed! {
         recovery: u64 = 0,
         /// The generation that failed.
         failed_generation: u64 = 8,
-        /// Its successor; 0 when there is none.
+        /// Its successor; 0 if there is none.
         new_generation: u64 = 16,
-        /// How it ended.
+        /// The result.
         outcome: RecoveryOutcome = 24,
-        /// Which part of the message this frame is, from 0.
+        /// Index of this frame among the parts of the message, from 0.
         part: u16 = 26,
         /// See [`complete_flags`].
         flags: u16 = 28,
@@ -94,15 +94,15 @@ pub mod complete_flags {
     pub const MORE: u16 = 1;
 }
 
-/// Bytes in front of a record's own.
+/// Bytes of a record's header.
 pub(super) const RECORD_HEADER_BYTES: usize = 8;
 
 fixed! {
-    /// Reply to any of the three.
+    /// Reply to each of the three messages.
     pub RecoverReply, 16 {
         /// Number of the recovery.
         recovery: u64 = 0,
-        /// Milliseconds it took the survivor.
+        /// Time that the survivor needed, milliseconds.
         elapsed_ms: u32 = 8,
         ; reserved 4
     }
@@ -151,7 +151,7 @@ pub struct RecoverComplete {
     pub fixed: RecoverCompleteFixed,
     /// The instance that failed.
     pub instance: String,
-    /// Every instance there is now.
+    /// All current instances.
     pub topology: Vec<TopologyEntry>,
 }
 
@@ -326,7 +326,7 @@ impl TopologyEntry {
         })
     }
 
-    /// Bytes that it takes in a payload.
+    /// Returns the size of the entry in a payload, bytes.
     pub(super) fn record_bytes(&self) -> usize {
         let bytes = TopologyFixed::BYTES + self.cpus.len() * 2 + self.name.len();
         RECORD_HEADER_BYTES + bytes.next_multiple_of(8)

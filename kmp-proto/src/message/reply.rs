@@ -6,11 +6,11 @@ use super::{
 };
 use crate::wire::MsgType;
 
-/// Why a reply does not answer the request whose sequence it carries. Whoever asked has failed with
-/// it; nothing is sent back, since nothing answers an answer.
+/// Why a reply does not match the request with its sequence. The caller's request fails with this
+/// error; nothing is sent back, since nothing answers an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// The reply belongs to another type.
+    /// The reply has another type.
     #[error("a {found} answers a {asked}")]
     OtherType {
         /// The type of the request.
@@ -18,7 +18,7 @@ pub enum ReplyError {
         /// The type of the reply.
         found: MsgType,
     },
-    /// A field that repeats the request's does not.
+    /// A field differs from the request's field.
     #[error("the {msg_type} reply has the {field} {found}, the request has {expected}")]
     OtherField {
         /// The type of both.
@@ -35,11 +35,11 @@ pub enum ReplyError {
     NotApplied(TransferOp),
 }
 
-/// The required contents of the reply to one request: a few numbers, so that the request need not be kept.
+/// The expected contents of the reply to one request: a few numbers, so that the request need not be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     msg_type: MsgType,
-    /// Session, recovery or capture; its name.
+    /// Field name and value of the session, recovery or capture.
     subject: Option<(&'static str, u64)>,
     detail: Detail,
 }
@@ -60,7 +60,7 @@ enum Detail {
 }
 
 impl Expected {
-    /// The expected reply to `request`; `None` for a message without a reply.
+    /// Returns the expected reply to `request`; `None` for a message without a reply.
     pub fn of(request: &Message) -> Option<Self> {
         let msg_type = request.msg_type();
         if request.is_answer() || !msg_type.has_reply() {
@@ -86,10 +86,10 @@ impl Expected {
         })
     }
 
-    /// Holds `reply` to it.
+    /// Checks `reply` against the expected contents.
     ///
     /// # Errors
-    /// The first rule that it breaks.
+    /// The first violated rule.
     pub fn check(&self, reply: &Message) -> Result<(), ReplyError> {
         let found = reply.msg_type();
         if !reply.is_reply() || found != self.msg_type {
@@ -142,7 +142,7 @@ impl Expected {
 }
 
 impl Message {
-    /// The subject of a request, which its reply repeats: the field and its number.
+    /// Returns the subject of a request, which its reply repeats: the field's name and value.
     fn subject(&self) -> Option<(&'static str, u64)> {
         Some(match self {
             Self::RecoverPrepare(m) => ("recovery", m.fixed.recovery),

@@ -4,7 +4,7 @@ use super::{Channel, Message, PeerRole, TransferMode, TransferOp, features};
 use crate::wire::MsgType;
 
 impl Message {
-    /// Whether `sender` may send this on `channel`, by the tables of `docs/kmp.md`.
+    /// Returns whether `sender` may send this message on `channel`, according to the tables of `docs/kmp.md`.
     pub fn may_travel(&self, sender: PeerRole, channel: Channel) -> bool {
         let by_daemon = match self.msg_type() {
             MsgType::Error | MsgType::Retry => return true,
@@ -39,7 +39,7 @@ impl Message {
             }
     }
 
-    /// Bits of [`features`] that both sides must have set before this is sent; 0 for most.
+    /// Bits of [`features`] that both sides must have for this message; 0 for most messages.
     pub fn needs(&self) -> u64 {
         match self {
             Self::MorphTransfer(transfer) if transfer.fixed.mode == TransferMode::ByReference => {

@@ -4,32 +4,32 @@ use super::recover::{RECORD_HEADER_BYTES, TOPOLOGY_MAX_ENTRIES};
 use super::{RecoverComplete, RecoverCompleteFixed, complete_flags};
 use crate::wire::MsgType;
 
-/// Why a part of a topology was refused; what came of it before is forgotten.
+/// Why a part of a topology was refused; the parts before it are discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PartError {
-    /// Not the part that follows.
+    /// The part is out of order.
     #[error("part {found} of recovery {recovery}, part {expected} was to come")]
     OutOfOrder {
         /// Its recovery.
         recovery: u64,
-        /// The part that was to come.
+        /// The expected part.
         expected: u16,
-        /// The part that came.
+        /// The received part.
         found: u16,
     },
-    /// Part of another message than the parts before it.
+    /// The part belongs to another message than the parts before it.
     #[error("a part of recovery {0} says otherwise than the parts before it")]
     OfAnother(u64),
-    /// Not the last, and without an entry.
+    /// The part is empty, and not the last one.
     #[error("a part without an entry is followed by another")]
     Empty,
-    /// More entries than a topology has.
+    /// The topology has too many entries.
     #[error("more than {TOPOLOGY_MAX_ENTRIES} instances")]
     TooMany,
 }
 
 impl RecoverComplete {
-    /// The same as messages that each fit into a frame: one, when all of it does.
+    /// Splits the message into messages that each fit into a frame; one, if the whole message fits.
     pub fn into_parts(self) -> Vec<Self> {
         let limit = MsgType::RecoverComplete.payload_limit() as usize;
         let begin = RecoverCompleteFixed::BYTES
@@ -64,14 +64,14 @@ impl RecoverComplete {
     }
 }
 
-/// Puts the parts of one RECOVER_COMPLETE together. Holds at most one topology.
+/// Reassembles the parts of one RECOVER_COMPLETE. Holds at most one topology.
 #[derive(Debug, Default)]
 pub struct TopologyParts {
     so_far: Option<RecoverComplete>,
 }
 
 impl TopologyParts {
-    /// Takes the next part and returns the whole topology if it was the last. Part 0 starts a new topology.
+    /// Handles the next part. Returns the whole topology if the part was the last one. Part 0 starts a new topology.
     ///
     /// # Errors
     /// If the part does not follow those before it.

@@ -6,19 +6,19 @@ use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{CRITICAL, DATA, PCI_PORT, RANGE, WINDOW, append, once, records};
 
-/// Most memory ranges in one request.
+/// Maximum number of memory ranges in one request.
 pub const RANGES_MAX: usize = 1024;
-/// Most windows of lent memory in one request.
+/// Maximum number of windows of lent memory in one request.
 pub const WINDOWS_MAX: usize = 16;
-/// Longest address of a PCI port, bytes.
+/// Maximum length of a PCI port's address, bytes.
 pub const PCI_PORT_MAX_BYTES: usize = 32;
-/// Largest chunk: with its surrounding fields it fits into a frame of 1 MiB.
+/// Maximum size of a chunk, bytes: with its other fields it fits into a frame of 1 MiB.
 pub const CHUNK_MAX_BYTES: u32 = 512 * 1024;
 
 code_enum! {
-    /// How a chunk is encoded.
+    /// Encoding of a chunk.
     ChunkEncoding: u16 {
-        /// As it lies in memory.
+        /// Plain bytes.
         Raw = 0, "raw";
         /// All zero: no bytes follow.
         Zero = 1, "zero";
@@ -26,9 +26,9 @@ code_enum! {
 }
 
 code_enum! {
-    /// Whether all was read that was asked for.
+    /// Whether all requested memory was read.
     CaptureStatus: u16 {
-        /// Everything was read.
+        /// All of it was read.
         Complete = 0, "complete";
         /// Some of it could not be read.
         Incomplete = 1, "incomplete";
@@ -42,7 +42,7 @@ fixed! {
         capture: u64 = 0,
         /// The fenced generation.
         generation: u64 = 8,
-        /// Largest chunk wanted, bytes.
+        /// Maximum size of a chunk, bytes.
         chunk_bytes: u32 = 16,
         ; reserved 4
     }
@@ -60,7 +60,7 @@ fixed! {
 }
 
 fixed! {
-    /// Memory of the fenced kernel, and where it is in what the survivor was lent: a WINDOW record.
+    /// Memory of the fenced kernel, and its location in the lent memory: a WINDOW record.
     pub MemoryWindow, 24 {
         /// First address in the fenced kernel.
         start: u64 = 0,
@@ -79,11 +79,11 @@ fixed! {
         capture: u64 = 0,
         /// Physical address of the chunk.
         address: u64 = 8,
-        /// Number of bytes of memory that it represents.
+        /// Number of memory bytes in the chunk.
         length: u64 = 16,
-        /// CRC-32/ISO-HDLC of those bytes, decoded.
+        /// CRC-32/ISO-HDLC of these bytes, decoded.
         chunk_crc32: u32 = 24,
-        /// How they are encoded.
+        /// Encoding of the bytes.
         encoding: ChunkEncoding = 28,
         ; reserved 2
     }
@@ -94,9 +94,9 @@ fixed! {
     pub VmcoreComplete, 24 {
         /// Number of the capture.
         capture: u64 = 0,
-        /// Bytes of memory: to be sent, sent, or taken.
+        /// Bytes of memory: to be sent, sent, or received.
         bytes: u64 = 8,
-        /// Whether that is all of it.
+        /// Whether the memory is complete.
         status: CaptureStatus = 16,
         ; reserved 6
     }
@@ -111,7 +111,7 @@ pub struct VmcoreStart {
     pub fixed: VmcoreStartFixed,
     /// Location of the lent memory: below the PCI port with this address in the survivor.
     pub pci_port: Option<String>,
-    /// The parts of the memory that were lent.
+    /// The lent parts of the memory.
     pub windows: Vec<MemoryWindow>,
     /// The ranges to read, in this order.
     pub ranges: Vec<MemoryRange>,
@@ -184,7 +184,7 @@ impl Payload for VmcoreStart {
 }
 
 impl VmcoreData {
-    /// A chunk of memory as it is sent: nothing of it where it is all zero.
+    /// Encodes a chunk of memory; an all-zero chunk contains no bytes.
     pub fn chunk(capture: u64, address: u64, memory: &[u8]) -> Self {
         let zero = memory.iter().all(|byte| *byte == 0);
         let (encoding, data) = match zero {

@@ -20,16 +20,16 @@ pub enum Event {
     Prepared(Side),
     /// A side answered MORPH_NEGOTIATE.
     Offered(Side, Offer),
-    /// The target has a round in place.
+    /// The target has applied a round.
     RoundApplied {
-        /// Bytes sent in it.
+        /// Bytes sent in the round.
         sent_bytes: u64,
-        /// Bytes that changed meanwhile.
+        /// Bytes that changed in the meantime.
         dirty_bytes: u64,
-        /// How long it took.
+        /// Duration of the round.
         took: Duration,
     },
-    /// Validate what is there, and go on.
+    /// A user requests the validation.
     ValidationRequested,
     /// The target's validation report.
     Report(Vec<Check>),
@@ -37,10 +37,10 @@ pub enum Event {
     CommitRequested {
         /// The limit.
         limit: CommitLimit,
-        /// No one is there to decide about an estimate above the limit, so roll back in that case.
+        /// If no user can decide about an estimate above the limit: roll back.
         or_roll_back: bool,
     },
-    /// A rollback was requested; the reason in the requester's words.
+    /// A rollback was requested, with the requester's reason.
     RollbackRequested(String),
     /// The source workload is frozen; digest of its state.
     Frozen(u64),
@@ -60,12 +60,12 @@ pub enum Event {
     FenceUnconfirmed(Side, String),
     /// The source workload serves again.
     SourceRunning,
-    /// A side refused something.
+    /// A side refused a request.
     Refused(Side, String),
-    /// A side did not answer a request: no channel, or no reply in time. Nothing is known about that side; only its
-    /// detector judges whether it is alive.
+    /// A side did not answer a request: no channel, or no reply in time. The state of that side is unknown; only
+    /// its detector decides whether it is alive.
     Unanswered(Side, String),
-    /// A side has failed, by its detector's verdict.
+    /// A side has failed, according to its detector.
     Died(Side, String),
     /// Time has passed.
     Tick,
@@ -74,7 +74,7 @@ pub enum Event {
 /// Whether an event belongs to the state in which it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The event is accepted: its row of the transition table was taken.
+    /// The event belongs to the state: a row of the transition table was taken.
     Accepted,
     /// The event changes nothing in this state.
     Refused {
@@ -83,7 +83,7 @@ pub enum Answer {
     },
 }
 
-/// The downtime at which a commit is still wanted.
+/// The maximum downtime for a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitLimit {
     /// [`super::Config::downtime_budget`].
@@ -95,7 +95,7 @@ pub enum CommitLimit {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::TargetHealthy => "TargetHealthy",
@@ -138,7 +138,7 @@ pub enum Action {
     Negotiate(Side),
     /// The negotiation has chosen a provider.
     Chosen(Choice),
-    /// Have a round sent and applied.
+    /// Transfer and apply a round.
     Round {
         /// The state provider to use.
         provider: StateProvider,
@@ -151,11 +151,11 @@ pub enum Action {
     },
     /// MORPH_VALIDATE to the target.
     Validate,
-    /// The first round is in place, and [`Event::ValidationRequested`] is waited for.
+    /// The first round is applied; the engine waits for [`Event::ValidationRequested`].
     Transferred,
     /// The morph can be committed; this is the expected downtime.
     Committable(Estimate),
-    /// The commit was refused, nothing has changed.
+    /// The commit was refused; nothing has changed.
     CommitRefused(OverBudget),
     /// FREEZE to the source.
     Freeze,
@@ -178,7 +178,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Prepare(Side::Source) => "Prepare(source)",
@@ -232,15 +232,15 @@ pub enum Outcome {
     OperatorActionNeeded {
         /// The side: the source after the commit record, else the target.
         side: Side,
-        /// Why not.
+        /// The reason.
         why: String,
-        /// How the target failed after the commit record, if it did: nothing serves then.
+        /// How the target failed after the commit record, if it did: then neither side serves.
         target_failure: Option<TargetFailure>,
     },
 }
 
 impl Outcome {
-    /// The side that is the instance now.
+    /// Returns the side that is the instance now.
     pub const fn owner(&self) -> Side {
         match self {
             Self::Committed | Self::CommittedButFailed(_) => Side::Target,
@@ -253,17 +253,17 @@ impl Outcome {
     }
 }
 
-/// The downtime to expect of a commit.
+/// The expected downtime of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
-    /// Measured during this morph: the exchanges with both sides, and the last round.
+    /// Measured in this morph: the exchanges with both sides, and the last round.
     pub measured: Duration,
-    /// The cost of the steps apart from that: [`super::Config::step_overhead`].
+    /// The remaining cost of the steps: [`super::Config::step_overhead`].
     pub overhead: Duration,
 }
 
 impl Estimate {
-    /// Both together.
+    /// Returns the sum.
     pub fn total(self) -> Duration {
         self.measured.saturating_add(self.overhead)
     }

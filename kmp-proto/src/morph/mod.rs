@@ -16,9 +16,9 @@
 //! ```
 //!
 //! Invariants:
-//! * Before the commit record, the morph ends with the source serving and the target fenced; after it, with the
-//!   target serving and the source fenced. So both never serve.
-//! * Types enforce this, each with one origin: only a [`Committable`] morph commits, and only [`Morph::on_report`]
+//! * Before the commit record, the morph ends with the source serving and the target fenced; after it, with the target
+//!   serving and the source fenced. So both never serve.
+//! * Types with a single origin enforce this: only a [`Committable`] morph commits, and only [`Morph::on_report`]
 //!   creates one; SERVE is sent with a [`CommitRecord`], which the journal creates from a [`CommitOrder`]; the source
 //!   is asked to resume with the target's [`FenceCertificate`](crate::fence::FenceCertificate).
 //! * Every phase has a deadline, except those that wait for the journal or a backend, which bound their own work.
@@ -50,44 +50,44 @@ use std::time::Duration;
 
 use crate::message::StateProvider;
 
-/// Most rounds of pre-copy before the last one.
+/// Maximum number of pre-copy rounds before the last round.
 pub const ROUNDS_MAX: u32 = 10;
 /// Time limit for each step between the freeze and the commit record, while the workload is frozen.
 pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the answer to SERVE, or to the source's rollback, before the request is sent again. Silence
-/// never ends a side here: that side holds the only state, and its failure detector is the judge of its life.
+/// Maximum wait for the answer to SERVE, or to the source's rollback, before the request is sent again. Silence never
+/// ends a side here: that side holds the only state, and only its failure detector decides whether it is alive.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Times that SERVE, or the source's rollback, may be refused.
+/// Maximum number of refusals of SERVE, or of the source's rollback.
 pub const REQUEST_ATTEMPTS: u32 = 5;
-/// Wait before it is asked for again.
+/// Wait before a refused request is sent again.
 pub const REQUEST_RETRY: Duration = Duration::from_millis(200);
 /// Default for [`Config::expiry`].
 pub const EXPIRY: Duration = Duration::from_secs(600);
-/// Wait before a fence that was not confirmed is tried again.
+/// Wait before a fence that was not confirmed is retried.
 pub const FENCE_RETRY: Duration = Duration::from_secs(1);
-/// Times it is tried.
+/// Maximum number of attempts at a fence.
 pub const FENCE_ATTEMPTS: u32 = 10;
 
 /// The limits of a morph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Longest time for one phase.
+    /// Maximum time for one phase.
     pub phase_timeout: Duration,
-    /// Longest time that a validated morph waits for its commit, and a transferred one for its validation; then it is
-    /// rolled back.
+    /// Maximum time that a validated morph waits for its commit, and a transferred one for its validation, before it
+    /// is rolled back.
     pub expiry: Duration,
     /// Budget for the downtime.
     pub downtime_budget: Duration,
     /// The cost of the commit's steps apart from the last round and the exchanges with both sides: the durable write,
-    /// and the caller's work in between.
+    /// and the caller's own work.
     pub step_overhead: Duration,
-    /// The providers that may carry the state; of those that both sides can use, the first is chosen.
+    /// The providers that may carry the state; the first one that both sides can use is chosen.
     pub preference: &'static [StateProvider],
     /// State kinds that must move.
     pub required_kinds: u32,
-    /// Modes that the backend makes possible.
+    /// Modes that the backend supports.
     pub possible_modes: u32,
-    /// Once the first round is in place, wait for [`Event::ValidationRequested`].
+    /// Wait for [`Event::ValidationRequested`] once the first round is applied.
     pub validate_on_request: bool,
 }
 
@@ -158,7 +158,7 @@ mod tests {
             detail: String::new(),
         };
         let morph = morph.on_report(&[check]).unwrap();
-        // Freeze; activate and serve; and the overhead of a millisecond.
+        // Freeze; activate and serve; the overhead of one millisecond is extra.
         assert_eq!(morph.estimate().measured, millis(3 + 2 * 5));
         assert_eq!(morph.estimate().total(), millis(3 + 2 * 5 + 1));
         let (_, refused) = morph.commit(CommitLimit::Planned).unwrap_err();

@@ -1,5 +1,5 @@
-//! Chooses the state provider and the mode of a morph from what both sides offer, in the daemon's order of
-//! preference.
+//! Chooses the state provider and the mode of a morph from the offers of both sides, in the daemon's order
+//! of preference.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::message::{ProviderOffer, Side, StateProvider, TransferMode, capabilit
 pub struct Offer {
     /// Its statement about each of its providers.
     pub providers: Vec<ProviderOffer>,
-    /// Time from the question to this answer, which took its agent and its workload as a step of the
-    /// commit does.
+    /// Time from the request to this answer. Like a step of the commit, the answer involves the
+    /// agent and its workload.
     pub round_trip: Duration,
 }
 
@@ -23,9 +23,9 @@ pub struct Offer {
 pub struct Choice {
     /// The provider that carries the state.
     pub provider: StateProvider,
-    /// How it moves the state.
+    /// The transfer mode.
     pub mode: TransferMode,
-    /// Bytes of state, as the source says.
+    /// Size of the state as stated by the source, bytes.
     pub state_bytes: u64,
     /// The other providers that the daemon knows, in its order of preference.
     pub passed_over: Vec<PassedOver>,
@@ -36,7 +36,7 @@ pub struct Choice {
 pub struct PassedOver {
     /// The provider.
     pub provider: StateProvider,
-    /// Why it does not.
+    /// The reason.
     pub why: WhyNot,
 }
 
@@ -65,19 +65,19 @@ impl fmt::Display for WhyNot {
 }
 
 impl Offer {
-    /// The side's offer for `provider`; `None` if it has none.
+    /// Returns the side's offer for `provider`; `None` if it has none.
     fn of(&self, provider: StateProvider) -> Option<&ProviderOffer> {
         self.providers.iter().find(|o| o.provider == provider)
     }
 
-    /// The providers that the side can use.
+    /// Returns the providers that the side can use.
     fn possible(&self) -> Vec<StateProvider> {
         let possible = self.providers.iter().filter(|o| o.is_possible());
         possible.map(|offer| offer.provider).collect()
     }
 }
 
-/// The kinds of state, and what people call them.
+/// The kinds of state, with names for people.
 const KINDS: [(u32, &str); 4] = [
     (capability::MEMORY, "memory"),
     (capability::FDS, "file descriptors"),
@@ -85,11 +85,11 @@ const KINDS: [(u32, &str); 4] = [
     (capability::CONNECTIONS, "connections"),
 ];
 
-/// Chooses the first provider in [`Config::preference`] that both sides can use for the required state. A provider
-/// that is not listed there is ignored, whichever side offers it.
+/// Chooses the first provider in [`Config::preference`] that both sides can use for the required state. Ignores
+/// providers that are not in that list.
 ///
 /// # Errors
-/// If there is none: what each side offers, and why each provider is not possible.
+/// If no provider is possible: the offers of both sides, and the reason for each provider.
 pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choice, Incompatible> {
     let mut chosen = None;
     let mut passed_over = Vec::new();
@@ -119,7 +119,7 @@ pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choi
     }
 }
 
-/// How `provider` moves state between these sides, and how many bytes.
+/// Determines the mode in which `provider` moves state between these sides, and the number of bytes.
 fn judge(
     config: &Config,
     provider: StateProvider,
@@ -147,7 +147,7 @@ fn judge(
     Ok((mode, source.memory_bytes))
 }
 
-/// The requirements for a provider that one side does not meet.
+/// Returns the requirements for a provider that one side does not meet.
 fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Vec<Missing> {
     let Some(offer) = offer else {
         return vec![Missing::NotOffered(side)];
@@ -162,8 +162,8 @@ fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Ve
         .collect()
 }
 
-/// The expected duration of a commit's exchanges while the workload is frozen, based on the time both sides took to
-/// negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
+/// Returns the expected duration of a commit's exchanges while the workload is frozen, based on the time both sides
+/// took to negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
 pub(super) fn exchanges(source: &Offer, target: &Offer) -> Duration {
     let target = target.round_trip.saturating_mul(2);
     source.round_trip.saturating_add(target)
@@ -175,10 +175,10 @@ mod tests {
     use super::*;
 
     const BOTH: u32 = capability::BY_REFERENCE | capability::ROUNDS;
-    /// A provider that this version has no name for.
+    /// A provider that has no name in this version.
     const OTHER: StateProvider = StateProvider::Other(64);
 
-    /// The same offer of another provider.
+    /// Returns the same offer with another provider.
     fn of(provider: StateProvider, offer: &Offer) -> ProviderOffer {
         ProviderOffer {
             provider,
@@ -194,7 +194,7 @@ mod tests {
         };
         assert_eq!(mode(BOTH, BOTH), Ok(TransferMode::ByReference));
         assert_eq!(mode(BOTH, capability::ROUNDS), Ok(TransferMode::Rounds));
-        // A mode that this version does not know is none.
+        // A mode unknown to this version does not count.
         assert!(mode(BOTH | 4, 4).is_err());
     }
 
@@ -223,7 +223,7 @@ mod tests {
         let why = WhyNot::Impossible(vec![unable]);
         let provider = OTHER;
         assert_eq!(choice.passed_over, [PassedOver { provider, why }]);
-        // Nobody prefers what the daemon does not know.
+        // Providers unknown to the daemon are not in its order of preference.
         target.providers[0].why_not.clear();
         target.providers.truncate(1);
         let refused = negotiate(&config(), &source, &target).unwrap_err();

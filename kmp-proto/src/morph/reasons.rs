@@ -10,7 +10,7 @@ use crate::message::{Check, Side, StateProvider};
 /// Why a morph is rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RollbackReason {
-    /// Somebody asked for it; in their words.
+    /// Requested, with the requester's reason.
     #[error("{0}")]
     Requested(String),
     /// The target could not be started.
@@ -19,13 +19,13 @@ pub enum RollbackReason {
     /// The negotiation found no provider that both sides can use.
     #[error("incompatible: {0}")]
     Incompatible(Box<Incompatible>),
-    /// The target's checks did not hold.
+    /// Checks of the target failed.
     #[error(transparent)]
     Invalid(Invalid),
-    /// The estimate exceeds the budget, and no one is there to decide.
+    /// The estimate exceeds the budget, and no user can decide.
     #[error(transparent)]
     OverBudget(OverBudget),
-    /// A side has failed, by its detector's verdict.
+    /// A side has failed, according to its detector.
     #[error("the {} kernel has failed: {}", .0.as_str(), .1)]
     Died(Side, String),
     /// A side refused a request.
@@ -34,10 +34,10 @@ pub enum RollbackReason {
     /// A side did not answer a request.
     #[error("the {} kernel did not answer: {}", .0.as_str(), .1)]
     Unanswered(Side, String),
-    /// A phase, or a step of the commit, went over its deadline.
+    /// A phase, or a step of the commit, exceeded its deadline.
     #[error("the phase {} took too long", .0.as_str())]
     TookTooLong(Phase),
-    /// The target did not take over what the source froze.
+    /// The state of the target differs from the frozen state of the source.
     #[error("the state differs: source {source_digest:#x}, target {target_digest:#x}")]
     DigestsDiffer {
         /// Digest of the frozen state.
@@ -56,11 +56,11 @@ pub enum RollbackReason {
 /// Why no provider can carry a morph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incompatible {
-    /// The providers that the source can use, also those that the daemon does not know.
+    /// The providers that the source can use, including those unknown to the daemon.
     pub source: Vec<StateProvider>,
     /// The providers that the target can use.
     pub target: Vec<StateProvider>,
-    /// Each provider that the daemon knows, in its order of preference, and why it is not possible.
+    /// The providers known to the daemon, in its order of preference, with the reason why each is impossible.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -70,10 +70,10 @@ pub enum Missing {
     /// A side does not have the provider.
     #[error("{} kernel: it does not have this provider", .0.as_str())]
     NotOffered(Side),
-    /// A side has the provider and cannot use it; why, in the words of that side.
+    /// A side has the provider but cannot use it, with the side's reason.
     #[error("{} kernel: {}", .0.as_str(), .1)]
     Unable(Side, String),
-    /// A side cannot move a kind of state that has to move.
+    /// A side cannot move a required kind of state.
     #[error("{} kernel: cannot move {}", .0.as_str(), .1)]
     StateKind(Side, &'static str),
     /// The versions of the state's format differ.
@@ -89,7 +89,7 @@ pub enum Missing {
     Mode,
 }
 
-/// Checks of a validation report that did not hold.
+/// The failed checks of a validation report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     pub(super) failed: Vec<Check>,
@@ -105,10 +105,10 @@ pub struct OverBudget {
     pub budget: Duration,
 }
 
-/// How the source failed while its morph was rolled back.
+/// How the source failed during the rollback of its morph.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceFailure {
-    /// By its detector's verdict.
+    /// Failed, according to its detector.
     #[error("{0}")]
     Died(String),
     /// The side refused every request to resume.
@@ -119,7 +119,7 @@ pub enum SourceFailure {
 /// How the target failed after the commit record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetFailure {
-    /// By its detector's verdict.
+    /// Failed, according to its detector.
     #[error("{0}")]
     Died(String),
     /// The side refused every request to serve.
@@ -127,7 +127,7 @@ pub enum TargetFailure {
     RefusedToServe(String),
 }
 
-/// Providers, for people.
+/// A list of providers, for people.
 struct Listed<'a>(&'a [StateProvider]);
 
 impl fmt::Display for Listed<'_> {

@@ -4,8 +4,8 @@
 //! engine ──▶ CommitOrder ──(the journal makes it durable)──▶ CommitRecord ──▶ SERVE
 //! ```
 //!
-//! An order can be carried out once: it is not `Clone`, and [`CommitOrder::recorded`] consumes it. Only the journal
-//! can create a record otherwise, when it restores one that an earlier daemon wrote. SERVE is sent only with a
+//! An order can be carried out once: it is not `Clone`, and [`CommitOrder::recorded`] consumes it. The only other
+//! source of a record is the journal, when it restores the record of an earlier daemon. SERVE is sent only with a
 //! record.
 
 /// The order to make the commit record durable.
@@ -27,7 +27,7 @@ impl CommitOrder {
         Self { source, target }
     }
 
-    /// Says that the record is durable. For journals, which have made it so.
+    /// Certifies that the record is durable. Only for journals, which have written it.
     pub fn recorded(self) -> CommitRecord {
         CommitRecord {
             source: self.source,
@@ -37,17 +37,17 @@ impl CommitOrder {
 }
 
 impl CommitRecord {
-    /// The record that an earlier daemon wrote to its journal, by the generations of both sides.
+    /// Restores the record that an earlier daemon wrote to its journal, from the generations of both sides.
     pub fn restore_from_journal(source: u64, target: u64) -> Self {
         Self { source, target }
     }
 
-    /// The generation that the instance has left.
+    /// Returns the source generation.
     pub fn source(&self) -> u64 {
         self.source
     }
 
-    /// The generation that owns the instance.
+    /// Returns the generation that owns the instance.
     pub fn target(&self) -> u64 {
         self.target
     }

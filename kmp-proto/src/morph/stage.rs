@@ -1,28 +1,28 @@
 //! The progress of a morph.
 
-/// The phase of a morph, as journal, API and logs call it.
+/// The phase of a morph, as named in journal, API and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The target kernel boots; both sides acknowledge.
     Preparing,
-    /// Both sides say what they can do.
+    /// Both sides state their capabilities.
     Negotiating,
     /// State moves while the source serves.
     Transferring,
     /// The target checks its state.
     Validating,
-    /// Validated; waits for the commit.
+    /// Validated; the morph waits for the commit.
     Committable,
     /// From the freeze to the fence of the source.
     Committing,
-    /// From the decision to go back to the source's answer that its workload serves.
+    /// From the decision to roll back to the source's answer that its workload serves.
     RollingBack,
     /// Over.
     Done,
 }
 
 impl Phase {
-    /// The name in journal, API and logs.
+    /// Returns the name in journal, API and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
@@ -37,16 +37,16 @@ impl Phase {
     }
 }
 
-/// A state of the transition table: the phase, and its step where it has steps.
+/// A state of the transition table: the phase, or a step of the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// [`Phase::Preparing`].
     Preparing,
     /// [`Phase::Negotiating`].
     Negotiating,
-    /// A round is on its way.
+    /// A round is under way.
     Transferring,
-    /// The first round is in place, and the validation has not been requested yet.
+    /// The first round is applied, and the validation has not been requested yet.
     Held,
     /// [`Phase::Validating`].
     Validating,
@@ -54,7 +54,7 @@ pub enum Stage {
     Committable,
     /// The source is asked to freeze.
     Freezing,
-    /// The last round is on its way.
+    /// The last round is under way.
     LastRound,
     /// The target is asked to take over.
     Activating,
@@ -66,7 +66,7 @@ pub enum Stage {
     Retiring,
     /// The source is fenced.
     FencingSource,
-    /// The target is fenced, on the way back.
+    /// The target is fenced for the rollback.
     FencingTarget,
     /// The source is asked to serve again.
     Resuming,
@@ -75,7 +75,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Held => "transferring.held",
@@ -97,7 +97,7 @@ impl Stage {
         }
     }
 
-    /// The phase that it belongs to.
+    /// Returns the phase of this state.
     pub const fn phase(self) -> Phase {
         match self {
             Self::Preparing => Phase::Preparing,

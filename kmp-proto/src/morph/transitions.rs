@@ -27,7 +27,7 @@ const UNDER_WAY: &str = "nothing more to do: that is under way";
 const UNDO: &[&str] = &["Phase", "Fence(target)"];
 const FENCE_SOURCE: &[&str] = &["Fence(source)"];
 
-/// The events that undo a morph before its commit record, from one state.
+/// The events that cause a rollback before the commit record, from one state.
 macro_rules! undone_from {
     ($state:ident) => {
         [
@@ -365,8 +365,8 @@ const UNDONE: [[Transition; 8]; 9] = [
     undone_from!(ACTIVATING),
 ];
 
-/// Every step an [`Engine`](super::Engine) takes, part by part: forward to the commit record, undone
-/// before it, after it, and rolling back. What is not listed changes nothing.
+/// All steps of an [`Engine`](super::Engine), part by part: forward to the commit record, rollbacks
+/// before it, after it, and the rollback itself. An event that is not listed changes nothing.
 pub const TRANSITIONS: [&[Transition]; 4] = [
     FORWARD,
     UNDONE.as_flattened(),

@@ -7,11 +7,11 @@
 //!        OperatorActionNeeded: it keeps its resources
 //! ```
 //!
-//! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a [`FenceCertificate`] of the
-//! failed generation, which the types enforce: only a certificate leads to `Reclaiming`. Memory is captured after the
-//! fence and before it is reclaimed; without a vmcore that the policy requires, it is not reclaimed. A survivor that
-//! does not answer is reported but never waited for. The engine waits for nothing without a bound: a backend bounds
-//! its fence and its release, the successor's failure detector bounds its start, and each reports how it ended.
+//! Invariants: the fence is the first effect. Nothing is reclaimed or respawned without a [`FenceCertificate`] of the
+//! failed generation. Types enforce this: only a certificate leads to `Reclaiming`. Memory is captured after the
+//! fence and before it is reclaimed; if a vmcore that the policy requires is missing, memory is not reclaimed. A
+//! survivor that does not answer is reported, but the recovery does not wait for it. Every wait is bounded: a backend
+//! bounds its fence and its release, the successor's failure detector bounds its start, and each reports its result.
 
 mod restart;
 mod transitions;
@@ -49,9 +49,9 @@ pub enum Afterwards {
     Quarantine,
 }
 
-/// Times a fence is tried before an operator is asked.
+/// Maximum number of attempts at a fence before an operator must act.
 pub const FENCE_ATTEMPTS: u32 = 5;
-/// Wait before a fence that was not confirmed is tried again.
+/// Wait before a fence that was not confirmed is retried.
 pub const FENCE_RETRY: Duration = Duration::from_millis(500);
 
 /// Phase: fencing.
@@ -66,7 +66,7 @@ pub struct Capturing {
     certificate: FenceCertificate,
 }
 
-/// Phase: giving back what the failed generation held.
+/// Phase: releasing the resources of the failed generation.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reclaiming {
     certificate: FenceCertificate,
@@ -76,9 +76,10 @@ pub struct Reclaiming {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Respawning {
     certificate: FenceCertificate,
-    /// The successor was started.
+    /// True once the successor was started.
     started: bool,
-    /// Why it is not wanted any more: it is started to its end all the same, so that it is known and can be fenced.
+    /// Why the successor is no longer wanted. Its start continues to the end all the same, so that it is known and can
+    /// be fenced.
     unwanted: Option<String>,
 }
 
@@ -95,7 +96,7 @@ pub struct Recovery<P> {
 pub struct WrongGeneration {
     /// The generation that failed.
     pub failed: u64,
-    /// The one certified.
+    /// The certified generation.
     pub certified: u64,
 }
 
@@ -112,7 +113,7 @@ impl Recovery<Preparing> {
         )
     }
 
-    /// The fence is confirmed.
+    /// Records that the fence is confirmed.
     ///
     /// # Errors
     /// If the certificate is for another generation; the recovery comes back unchanged.
@@ -130,7 +131,7 @@ impl Recovery<Preparing> {
         })
     }
 
-    /// The fence was not confirmed. `None` once it was tried [`FENCE_ATTEMPTS`] times.
+    /// Records that the fence was not confirmed. Returns `None` after [`FENCE_ATTEMPTS`] attempts.
     pub fn fence_again(mut self) -> Option<Self> {
         self.phase.attempts += 1;
         (self.phase.attempts <= FENCE_ATTEMPTS).then_some(self)
@@ -138,12 +139,12 @@ impl Recovery<Preparing> {
 }
 
 impl Recovery<Capturing> {
-    /// The proof that nothing changes this memory any more.
+    /// Returns the proof that nothing changes this memory any more.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
 
-    /// The memory was captured, or the policy allows continuing without it.
+    /// Records that the memory was captured, or the policy allows continuing without it.
     pub fn dumped(self) -> Recovery<Reclaiming> {
         let Capturing { certificate } = self.phase;
         Recovery {
@@ -154,12 +155,12 @@ impl Recovery<Capturing> {
 }
 
 impl Recovery<Reclaiming> {
-    /// The proof that what is reclaimed is not in use.
+    /// Returns the proof that the reclaimed resources are not in use.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
 
-    /// Everything was released.
+    /// Records that everything was released.
     pub fn released(self) -> Recovery<Respawning> {
         let Reclaiming { certificate } = self.phase;
         Recovery {
@@ -174,7 +175,7 @@ impl Recovery<Reclaiming> {
 }
 
 impl Recovery<Respawning> {
-    /// The proof that no predecessor runs.
+    /// Returns the proof that no predecessor runs.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
@@ -202,7 +203,7 @@ pub enum Event {
     SuccessorStarted,
     /// The successor could not be started.
     NotStarted(String),
-    /// The successor failed before it was healthy; or, at any time before that, no successor is wanted any more.
+    /// The successor failed before it was healthy, or is no longer wanted.
     SuccessorFailed(String),
     /// The successor could not be started, but parts of it may be running: another one would be a second owner.
     SuccessorRemains(String),
@@ -211,7 +212,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Fenced(_) => "Fenced",
@@ -232,19 +233,19 @@ impl Event {
 /// An action that the caller must carry out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Tell the survivors: RECOVER_PREPARE.
+    /// Inform the survivors: RECOVER_PREPARE.
     NoticeSurvivors,
     /// Carry out the fence.
     Fence(FenceOrder),
     /// Capture the memory of the generation.
     Capture(FenceCertificate),
-    /// Tell the survivors (RECOVER_RECLAIM), and give back what the generation held.
+    /// Inform the survivors (RECOVER_RECLAIM), and release the resources of the generation.
     Reclaim(FenceCertificate),
     /// Start a successor.
     Respawn(FenceCertificate),
-    /// Tell the survivors: RECOVER_COMPLETE with the topology.
+    /// Inform the survivors: RECOVER_COMPLETE with the topology.
     Complete {
-        /// The successor; 0 when there is none: the resources are back in the pool.
+        /// The successor; 0 if there is none and the resources are back in the pool.
         new_generation: u64,
     },
     /// The recovery is over.
@@ -252,7 +253,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::NoticeSurvivors => "NoticeSurvivors",
@@ -276,7 +277,7 @@ impl Action {
 pub enum Outcome {
     /// A healthy successor serves.
     Recovered,
-    /// The successor failed; it is the next to be recovered.
+    /// The successor failed and needs the next recovery.
     SuccessorFailed(String),
     /// The instance is fenced and stays stopped.
     Quarantined,
@@ -301,7 +302,7 @@ pub struct Engine {
     afterwards: Afterwards,
     /// Time at which an unconfirmed fence is retried.
     retry_at: Option<Instant>,
-    /// Why no successor is wanted any more.
+    /// Why the successor is no longer wanted.
     unwanted: Option<String>,
     state: State,
     actions: VecDeque<Action>,
@@ -346,7 +347,7 @@ impl Engine {
         engine
     }
 
-    /// The phase's name in journal and API.
+    /// Returns the phase's name in journal and API.
     pub fn phase(&self) -> &'static str {
         match self.state {
             State::Preparing(_) => "preparing_recovery",
@@ -357,17 +358,17 @@ impl Engine {
         }
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Takes an event. One that does not belong to the phase changes nothing.
+    /// Handles an event. An event that does not belong to the phase changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) {
         let state = std::mem::replace(&mut self.state, State::Done);
         self.state = match (state, event) {
@@ -483,7 +484,7 @@ impl Engine {
         self.finish(Outcome::SuccessorFailed(reason))
     }
 
-    /// The survivors were told about the recovery, so they also hear of its end.
+    /// Reports the end of the recovery to the survivors, who know that it began.
     fn complete(&mut self, new_generation: u64) {
         self.actions.push_back(Action::Complete { new_generation });
     }

@@ -1,35 +1,35 @@
-//! Decides when a failed instance is restarted, and when it is not restarted any more.
+//! Decides when a failed instance is restarted, and when it is quarantined.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::Instant;
 
-/// Wait before the second restart in a row; the first is immediate, each further one waits twice as
-/// long.
+/// Wait before the second consecutive restart. The first restart is immediate; each further one
+/// waits twice as long.
 pub const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
-/// Longest wait before a restart.
+/// Maximum wait before a restart.
 pub const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// Failures within [`CRASH_LOOP_WINDOW`] after which an instance is quarantined.
 pub const CRASH_LOOP_FAILURES: usize = 6;
 /// See [`CRASH_LOOP_FAILURES`].
 pub const CRASH_LOOP_WINDOW: Duration = Duration::from_secs(300);
-/// Time in health after which earlier failures are forgotten.
+/// Healthy time after which earlier failures are forgotten.
 pub const STABLE_AFTER: Duration = Duration::from_secs(120);
 
 /// The decision after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Recover it after this wait.
+    /// Recover the instance after this wait.
     RecoverAfter(Duration),
-    /// The instance crash-loops: fence it, and leave it stopped until someone asks for a restart.
+    /// The instance crash-loops: fence it, and leave it stopped until an operator requests a restart.
     Quarantine {
-        /// Failures within the window.
+        /// Number of failures within the window.
         failures: usize,
     },
 }
 
-/// The failures of one instance, over its generations.
+/// The failures of one instance, across its generations.
 #[derive(Clone, Debug, Default)]
 pub struct RestartPolicy {
     failures: VecDeque<Instant>,
@@ -37,17 +37,17 @@ pub struct RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// An instance without a history.
+    /// Creates an instance without a history.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The instance became healthy.
+    /// Records that the instance became healthy.
     pub fn healthy(&mut self, now: Instant) {
         self.healthy_since.get_or_insert(now);
     }
 
-    /// The instance failed.
+    /// Records that the instance failed.
     pub fn failed(&mut self, now: Instant) -> Decision {
         let stable = self
             .healthy_since
@@ -80,7 +80,7 @@ impl RestartPolicy {
         Decision::RecoverAfter(wait)
     }
 
-    /// Someone asked for a new beginning.
+    /// Forgets earlier failures, at an operator's request.
     pub fn forgive(&mut self) {
         *self = Self::default();
     }

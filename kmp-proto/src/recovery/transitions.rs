@@ -8,7 +8,7 @@ const RECLAIMING: &str = "reclaiming_resources";
 const RESPAWNING: &str = "respawning";
 const DONE: &str = "done";
 
-/// Every step an [`Engine`](super::Engine) takes. What is not listed changes nothing.
+/// All steps of an [`Engine`](super::Engine). An event that is not listed changes nothing.
 pub const TRANSITIONS: &[Transition] = &[
     row("–", "begin", "", PREPARING, &["Fence", "NoticeSurvivors"]),
     row(

@@ -4,22 +4,22 @@ use zerocopy::byteorder::little_endian::{I32, U16, U32, U64};
 
 use crate::message::LayoutError;
 
-/// The byte table of a fixed part, so that `docs/kmp.md` can be checked against it.
+/// The byte table of a fixed part, for the check of `docs/kmp.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Name of the Rust struct.
     pub name: &'static str,
-    /// Bytes.
+    /// Size in bytes.
     pub size: usize,
-    /// Name, type and offset of every field.
+    /// Name, type and offset of each field.
     pub fields: &'static [(&'static str, &'static str, usize)],
-    /// Bytes at the end that must be 0.
+    /// Number of reserved bytes at the end, which must be 0.
     pub reserved: usize,
 }
 
 /// A value with a fixed little-endian form.
 pub(crate) trait Field: Sized {
-    /// The form.
+    /// The wire form.
     type Wire;
     /// Its name in a byte table.
     const NAME: &'static str;
@@ -52,8 +52,8 @@ plain_field! {
     i32 => I32;
 }
 
-/// Declares a closed enum carried as a number: its values decide what the receiver does, so a number
-/// that version 1 does not have is a layout error.
+/// Declares a closed enum carried as a number. Its values determine the receiver's actions, so a
+/// number that version 1 does not define is a layout error.
 macro_rules! code_enum {
     ($(#[$doc:meta])* $name:ident: $repr:ty {
         $($(#[$vdoc:meta])* $variant:ident = $value:literal, $text:literal;)*
@@ -65,17 +65,17 @@ macro_rules! code_enum {
         }
 
         impl $name {
-            /// Every value.
+            /// All values.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The number on the wire.
+            /// Returns the number on the wire.
             pub const fn value(self) -> $repr {
                 match self {
                     $(Self::$variant => $value,)*
                 }
             }
 
-            /// The word used in logs, journal and API.
+            /// Returns the word in logs, journal and API.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
@@ -103,8 +103,8 @@ macro_rules! code_enum {
 }
 pub(crate) use code_enum;
 
-/// Declares an open enum carried as a number: its values inform, and a later sender may know more of
-/// them. A number that this version has no name for is carried as `Other`.
+/// Declares an open enum carried as a number. Its values only inform, and later senders may use more
+/// of them. A number without a name in this version is carried as `Other`.
 macro_rules! open_enum {
     ($(#[$doc:meta])* $name:ident: $repr:ty {
         $($(#[$vdoc:meta])* $variant:ident = $value:literal, $text:literal;)*
@@ -113,15 +113,15 @@ macro_rules! open_enum {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
             $($(#[$vdoc])* $variant,)*
-            /// A number that this version has no name for.
+            /// A number without a name in this version.
             Other($repr),
         }
 
         impl $name {
-            /// Every value that has a name.
+            /// All named values.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The value with this number.
+            /// Returns the value with this number.
             pub const fn from_value(value: $repr) -> Self {
                 match value {
                     $($value => Self::$variant,)*
@@ -129,7 +129,7 @@ macro_rules! open_enum {
                 }
             }
 
-            /// The number on the wire.
+            /// Returns the number on the wire.
             pub const fn value(self) -> $repr {
                 match self {
                     $(Self::$variant => $value,)*
@@ -137,7 +137,7 @@ macro_rules! open_enum {
                 }
             }
 
-            /// The word used in logs, journal and API; `unknown` for a number without a name.
+            /// Returns the word in logs, journal and API; `unknown` for a number without a name.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
@@ -219,7 +219,7 @@ macro_rules! fixed {
                     Ok((value, rest))
                 }
 
-                /// The value, when it is all there is.
+                /// Decodes the value; `bytes` must contain nothing else.
                 #[allow(dead_code, reason = "only payloads inside records stand alone")]
                 pub(crate) fn exact(bytes: &[u8]) -> Result<Self, $crate::message::LayoutError> {
                     match Self::split(bytes)? {

@@ -1,8 +1,8 @@
 //! The 32-byte frame header.
 //!
-//! The order of checks is part of the protocol: length available, magic, version, reserved, type
-//! known, payload length within the type's limit, checksum, payload layout. The first five need the
-//! header only, so a peer is refused before a byte of its payload is buffered.
+//! The order of checks is part of the protocol: length available, magic, version, reserved, type known, payload length
+//! within the type's limit, checksum, payload layout. The checks up to the payload length need only the header, so a
+//! peer is refused before a byte of its payload is buffered.
 
 use core::mem::{offset_of, size_of};
 
@@ -19,7 +19,7 @@ pub const VERSION: u16 = 1;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
 
-/// The header as it lies on the wire.
+/// The header in its wire form.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawHeader {
@@ -29,15 +29,15 @@ pub struct RawHeader {
     pub version: U16,
     /// [`MsgType`], with [`REPLY_BIT`] for a reply.
     pub msg_type: U16,
-    /// The sender's counter; a reply carries the request's.
+    /// The sender's counter; a reply repeats that of the request.
     pub sequence: U32,
-    /// Bytes after the header.
+    /// Length of the payload, bytes.
     pub payload_len: U32,
-    /// Nanoseconds since the sender booted; never compared across kernels.
+    /// Nanoseconds since the sender's boot; never compared across kernels.
     pub timestamp: U64,
     /// CRC-32/ISO-HDLC over the header with this field zero, then the payload.
     pub crc32: U32,
-    /// 0.
+    /// Must be 0.
     pub reserved: U32,
 }
 
@@ -53,18 +53,18 @@ const _: () = {
     assert!(offset_of!(RawHeader, reserved) == 28);
 };
 
-/// A header whose fields have been checked; its checksum is checked with the payload.
+/// A header with checked fields; its checksum is checked with the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The type.
     pub msg_type: MsgType,
-    /// Whether it is the reply to that type.
+    /// Whether it is a reply.
     pub reply: bool,
     /// The sender's counter, or the request's in a reply.
     pub sequence: u32,
-    /// Nanoseconds since the sender booted.
+    /// Nanoseconds since the sender's boot.
     pub timestamp: u64,
-    /// Bytes of payload, at most the type's limit.
+    /// Length of the payload in bytes, at most the type's limit.
     pub payload_len: u32,
     pub(crate) crc32: u32,
 }
@@ -75,27 +75,27 @@ pub enum HeaderError {
     /// Not KMP.
     #[error("the magic number is {0:#010x}, not {MAGIC:#010x}: the peer does not speak KMP")]
     BadMagic(u32),
-    /// Another version.
+    /// The version is not supported.
     #[error("protocol version {0}, this side speaks {VERSION}")]
     UnsupportedVersion(u16),
-    /// Reserved field in use.
+    /// The reserved field is not zero.
     #[error("the reserved header field is {0:#x}, must be 0")]
     ReservedNotZero(u32),
-    /// A type this version does not have.
+    /// A type unknown to this version.
     #[error("message type {0:#06x} is unknown")]
     UnknownType(u16),
-    /// The payload would be over the type's limit.
+    /// The payload exceeds the type's limit.
     #[error("a {msg_type} payload of {len} bytes, the limit is {}", msg_type.payload_limit())]
     TooLarge {
         /// The type.
         msg_type: MsgType,
-        /// The length announced.
+        /// The announced length.
         len: u32,
     },
 }
 
 impl HeaderError {
-    /// The code to answer with.
+    /// Returns the error code of the answer.
     pub fn code(self) -> ErrorCode {
         match self {
             Self::BadMagic(_) | Self::ReservedNotZero(_) => ErrorCode::Malformed,
@@ -107,14 +107,14 @@ impl HeaderError {
 }
 
 impl HeaderError {
-    /// Whether the header is one of this version, so that its type and sequence are where they should be.
+    /// Returns whether the header has this version, so that its type and sequence are at their known offsets.
     pub(crate) const fn is_of_a_readable_header(self) -> bool {
         matches!(self, Self::UnknownType(_) | Self::TooLarge { .. })
     }
 }
 
 impl Header {
-    /// Checks everything that the header alone decides, in the fixed order.
+    /// Performs all checks that need only the header, in the fixed order.
     ///
     /// # Errors
     /// The first check that fails.
@@ -150,7 +150,7 @@ impl Header {
         })
     }
 
-    /// The header for `payload`, its checksum included.
+    /// Returns the header for `payload`, including its checksum.
     #[inline]
     pub(crate) fn seal(
         msg_type: MsgType,
@@ -175,7 +175,7 @@ impl Header {
         raw
     }
 
-    /// Whether the checksum of `raw` holds for `payload`.
+    /// Returns whether the checksum of `raw` matches `payload`.
     #[inline]
     pub(crate) fn checksum_holds(raw: &RawHeader, payload: &[u8]) -> bool {
         let mut zeroed = *raw;

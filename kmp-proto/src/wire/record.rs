@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::message::LayoutError;
 
-/// Flag: refuse the message when the kind is unknown.
+/// Flag: refuse the message if the kind is unknown.
 pub(crate) const CRITICAL: u16 = 1;
 const ALIGN: usize = 8;
 
@@ -26,7 +26,7 @@ const _: () = assert!(core::mem::size_of::<RecordHeader>() == 8);
 macro_rules! kinds {
     ($($name:ident = $value:literal;)*) => {
         $(pub(crate) const $name: u16 = $value;)*
-        /// Every record kind: its number and its name in `docs/kmp.md`.
+        /// All record kinds: number and name in `docs/kmp.md`.
         pub const RECORD_KINDS: &[(u16, &str)] = &[$(($value, stringify!($name)),)*];
     };
 }
@@ -58,7 +58,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// For a kind the message does not know: skip, or refuse when it is critical.
+    /// Handles an unknown kind: skips it, or refuses it if it is critical.
     pub(crate) fn skip(&self) -> Result<(), LayoutError> {
         if self.critical {
             Err(LayoutError::CriticalRecord(self.kind))
@@ -67,7 +67,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The record as text of at most `limit` bytes.
+    /// Returns the record as text of at most `limit` bytes.
     pub(crate) fn text(&self, limit: usize) -> Result<String, LayoutError> {
         if self.bytes.len() > limit {
             return Err(LayoutError::TextTooLong {
@@ -80,7 +80,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Walks the records of `bytes`.
+/// Iterates over the records in `bytes`.
 pub(crate) fn records(bytes: &[u8]) -> impl Iterator<Item = Result<Record<'_>, LayoutError>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -127,7 +127,7 @@ pub(crate) fn append(out: &mut Vec<u8>, kind: u16, flags: u16, bytes: &[u8]) {
     out.resize(out.len() + bytes.len().wrapping_neg() % ALIGN, 0);
 }
 
-/// Sets `slot` once.
+/// Sets `slot`, which must be empty.
 pub(crate) fn once<T>(slot: &mut Option<T>, value: T, kind: u16) -> Result<(), LayoutError> {
     if slot.replace(value).is_some() {
         Err(LayoutError::Repeated(kind))

@@ -4,7 +4,7 @@ use super::{Request, Shortage, Siblings};
 use crate::machine::Machine;
 use crate::overlay::State;
 
-/// A core, as the machine numbers it; a CPU that the machine does not know is one of its own.
+/// A core of the machine; a CPU that is unknown to the machine counts as a separate core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum CoreId {
     Known { node: u32, package: u32, core: u32 },
@@ -14,9 +14,9 @@ enum CoreId {
 #[derive(Debug, Default)]
 struct Core {
     free: Vec<u64>,
-    /// Siblings that belong to instances.
+    /// Number of siblings that belong to instances.
     held: usize,
-    /// Siblings that are the host's.
+    /// Number of siblings that belong to the host.
     host: usize,
 }
 
@@ -61,7 +61,7 @@ impl Free {
         Self { cores }
     }
 
-    /// Whether the pool has enough, wherever it is.
+    /// Checks whether the pool has enough free CPUs on any node.
     pub(super) fn check(&self, request: &Request) -> Result<(), Shortage> {
         let free: usize = self.cores.values().map(|core| core.free.len()).sum();
         if request.cpus > free {
@@ -81,13 +81,13 @@ impl Free {
         Ok(())
     }
 
-    /// How many CPUs may be chosen, of a NUMA node or of all.
+    /// Returns the number of CPUs that may be chosen, on one NUMA node or on all.
     pub(super) fn usable(&self, siblings: Siblings, node: Option<u32>) -> usize {
         let cores = self.of_node(siblings, node);
         cores.map(|(_, core)| core.free.len()).sum()
     }
 
-    /// The NUMA nodes that have free CPUs.
+    /// Returns the NUMA nodes that have free CPUs.
     pub(super) fn nodes(&self) -> Vec<u32> {
         let mut nodes: Vec<u32> = self
             .cores
@@ -117,11 +117,11 @@ impl Free {
         })
     }
 
-    /// Chooses CPUs: whole cores first, those that the host has no part in first, neighbours together.
-    /// There are enough: the caller has counted them.
+    /// Chooses CPUs: whole cores first, cores without CPUs of the host first, neighbours together. The
+    /// caller has checked that there are enough.
     pub(super) fn choose(&self, wanted: usize, siblings: Siblings, node: Option<u32>) -> Vec<u64> {
         let mut cores: Vec<(&CoreId, &Core)> = self.of_node(siblings, node).collect();
-        // A core that another instance or the host has a part of comes last.
+        // A core that is shared with another instance or the host comes last.
         cores.sort_by_key(|(id, core)| (core.held + core.host > 0, **id));
         let mut chosen = Vec::with_capacity(wanted);
         let mut left = Vec::new();
@@ -132,7 +132,7 @@ impl Free {
                 left.push(core);
             }
         }
-        // What remains does not fill any of them: the smallest loses least.
+        // The remaining number fills none of these cores: split the smallest one first.
         left.sort_by_key(|core| core.free.len());
         for core in left {
             let missing = wanted - chosen.len();

@@ -7,28 +7,28 @@ use crate::overlay::{
     CpuMove, DeviceMove, MemoryMove, Operation, Overlay, State, Status, Target, Unsplittable,
 };
 
-/// What goes from one instance to another.
+/// Resources that move from one instance to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// The instance that gives: after a morph, the one that ran before.
+    /// The giving instance: after a morph, the source.
     pub from: String,
-    /// The instance that gets.
+    /// The receiving instance.
     pub to: String,
-    /// What becomes of the giver.
+    /// What remains of the giver.
     pub handover: Handover,
-    /// Bytes of memory that the getter is to have more. For one that runs, a multiple of the memory
+    /// Additional memory of the receiver, bytes. For a running instance, a multiple of the memory
     /// block.
     pub memory: u64,
 }
 
-/// What becomes of the instance that gives.
+/// What remains of the giving instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handover {
-    /// It ends, and all that it has goes over. It must have no kernel any more. The kernel cannot undo
-    /// this.
+    /// Nothing: all its resources move, and it ends. It must not have a kernel any more. The kernel
+    /// cannot undo this.
     Everything,
-    /// It stays, and gives these CPUs and devices, for instance to be ready to come back. Memory then
-    /// comes from what the pool has free.
+    /// The instance stays and gives these CPUs and devices, for example to be able to take over again
+    /// later. Memory then comes from the free memory of the pool.
     These {
         /// Physical ids.
         cpus: Vec<u64>,
@@ -37,39 +37,39 @@ pub enum Handover {
     },
 }
 
-/// Why there is no such exchange.
+/// Why an exchange is impossible.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum NoExchange {
-    /// There is no such instance.
+    /// The instance does not exist.
     #[error("there is no instance {0:?}")]
     Unknown(String),
-    /// Both are the same.
+    /// Both instances are the same.
     #[error("{0:?} cannot give to itself")]
     Itself(String),
-    /// There is not as much memory, or not in whole blocks.
+    /// The memory is not available, or not in whole blocks.
     #[error("{wanted} bytes are not free in blocks of {block} bytes")]
     Memory {
-        /// Bytes that are wanted.
+        /// Requested bytes.
         wanted: u64,
-        /// The block that a running kernel takes memory in.
+        /// Size of the blocks in which a running kernel receives memory, bytes.
         block: u64,
     },
-    /// A running kernel must be told which memory it gets, and it is not known which is free.
+    /// A running kernel must be told the address of its new memory, and the free addresses are unknown.
     #[error("the location of the instances' memory is unknown: read /proc/iomem as root")]
     Unplaced,
-    /// The kernel would cut the overlay, and it cannot be split.
+    /// The kernel would truncate the overlay, and it cannot be split.
     #[error(transparent)]
     Unsplittable(#[from] Unsplittable),
-    /// The kernel would refuse it.
+    /// The kernel would refuse the overlay.
     #[error("the kernel would refuse it:\n{0}")]
     Refused(Report),
 }
 
-/// Plans an exchange as one overlay: what is given is taken first.
+/// Plans an exchange as one overlay, which takes the given resources first.
 ///
 /// # Errors
 ///
-/// Why there is no such exchange.
+/// Why the exchange is impossible.
 pub fn plan(state: &State, exchange: &Exchange) -> Result<Overlay, NoExchange> {
     let Exchange { from, to, .. } = exchange;
     if from == to {
@@ -110,7 +110,7 @@ pub fn plan(state: &State, exchange: &Exchange) -> Result<Overlay, NoExchange> {
         }
     };
     let taking = Overlay::new([taking]);
-    // Memory is placed in what is free once the giver has given.
+    // Place memory in the ranges that are free once the giver has given its resources.
     let between = state.apply(&taking).map_err(NoExchange::Refused)?;
     let giving: Vec<Operation> = [
         memory_operation(&between, to, exchange.memory)?,
@@ -165,7 +165,7 @@ fn memory_operation(state: &State, to: &str, bytes: u64) -> Result<Option<Operat
     let ranges = match free_ranges(state) {
         Some(free) => place(&free, bytes, block).ok_or(shortage)?,
         None if is_active => return Err(NoExchange::Unplaced),
-        // Of one that does not run the kernel takes the size, and picks the address.
+        // For an instance that does not run, the kernel uses the size and picks the address.
         None if bytes.is_multiple_of(block) => vec![(0, bytes)],
         None => return Err(shortage),
     };

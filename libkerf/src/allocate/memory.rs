@@ -1,7 +1,7 @@
 use crate::overlay::State;
 
-/// Memory of the pool that nothing is in, by address: base and bytes. None when it is not known where
-/// an instance's memory is, which `/proc/iomem` tells root.
+/// Returns the unused memory of the pool, by address: base and bytes. `None` if the location of an
+/// instance's memory is unknown; `/proc/iomem` shows it to root.
 #[must_use]
 pub fn free_ranges(state: &State) -> Option<Vec<(u64, u64)>> {
     let mut used: Vec<(u64, u64)> = Vec::new();
@@ -39,11 +39,11 @@ fn push(free: &mut Vec<(u64, u64)>, start: u128, end: u128) {
     }
 }
 
-/// Chooses memory for a kernel that runs: ranges that start and end at `block`, `bytes` in all, as few
-/// and as high as can be. Boot memory is placed from the bottom of the pool, and the end of it is
-/// padded in the kernel's view, so what comes later is best far from it.
+/// Chooses memory for a running kernel: ranges aligned to `block`, `bytes` in total, as few and as
+/// high as possible. The kernel places boot memory from the bottom of the pool and pads its end, so
+/// later memory is best far from it.
 ///
-/// None when there is not as much, in such ranges.
+/// Returns `None` if such ranges do not have enough memory.
 #[must_use]
 pub fn place(free: &[(u64, u64)], bytes: u64, block: u64) -> Option<Vec<(u64, u64)>> {
     if block == 0 || bytes == 0 || !bytes.is_multiple_of(block) {
@@ -60,7 +60,7 @@ pub fn place(free: &[(u64, u64)], bytes: u64, block: u64) -> Option<Vec<(u64, u6
             Some((start, size))
         })
         .collect();
-    // One range that holds all, the highest of them; else the largest first.
+    // Use the highest single range that is large enough; otherwise the largest ranges first.
     aligned.sort_unstable();
     if let Some((start, size)) = aligned.iter().rev().find(|(_, size)| *size >= bytes) {
         return Some(vec![(start + (size - bytes), bytes)]);
@@ -104,7 +104,7 @@ mod tests {
     fn several_ranges_are_taken_when_none_holds_all() {
         let free = [(0, 300 * M), (1000 * M, 400 * M)];
         let placed = place(&free, 512 * M, 128 * M);
-        // 1024..1400 has two blocks, and so has 0..300.
+        // 1024..1400 contains two blocks, and so does 0..300.
         assert_eq!(placed, Some(vec![(1024 * M, 256 * M), (0, 256 * M)]));
         assert_eq!(place(&free, 640 * M, 128 * M), None);
         assert_eq!(

@@ -1,8 +1,8 @@
 //! Chooses resources: CPUs and memory for a new instance next to the existing ones, and the resources that change
 //! hands after a morph.
 //!
-//! The choice is free, has exactly the requested size, and is accepted by [`State::apply`]; otherwise a [`Shortage`]
-//! explains why there is none.
+//! The chosen resources are free, have exactly the requested size, and are accepted by [`State::apply`]; otherwise a
+//! [`Shortage`] gives the reason.
 
 mod cpus;
 mod exchange;
@@ -18,55 +18,55 @@ use crate::machine::Machine;
 use crate::model::{Instance, PAGE_BYTES};
 use crate::overlay::{Create, Operation, Overlay, State, Target};
 
-/// What a new instance is to have.
+/// Requested resources of a new instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// Its name.
     pub name: String,
-    /// Its id; the kernel picks one otherwise.
+    /// Its id; the kernel picks one if absent.
     pub id: Option<u32>,
-    /// How many CPUs.
+    /// Number of CPUs.
     pub cpus: usize,
-    /// Bytes of memory; a multiple of 4096.
+    /// Memory in bytes, a multiple of 4096.
     pub memory: u64,
-    /// Where both are to be.
+    /// The permitted NUMA nodes.
     pub nodes: Nodes,
     /// Whether a core may be shared with another instance.
     pub siblings: Siblings,
 }
 
-/// Which NUMA nodes CPUs and memory may be from.
+/// The NUMA nodes from which CPUs and memory may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Nodes {
-    /// One node if there is one that has enough of both; else several.
+    /// One node if a node has enough of both; otherwise several nodes.
     #[default]
     PreferOne,
-    /// One node, whichever has enough of both.
+    /// Any single node that has enough of both.
     One,
     /// This node.
     This(u32),
 }
 
-/// What becomes of the SMT siblings of a CPU.
+/// The use of a CPU's SMT siblings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Siblings {
-    /// No core is shared with another instance. A sibling that was not asked for stays idle.
+    /// No core is shared with another instance. A sibling that was not requested stays idle.
     #[default]
     Together,
     /// Siblings may go to other instances.
     Apart,
 }
 
-/// Why there is no such choice.
+/// Why the resources cannot be chosen.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Shortage {
-    /// What is asked for makes no instance.
+    /// An instance with this request is impossible.
     #[error("{0}")]
     Senseless(&'static str),
-    /// An instance has the name.
+    /// The name is in use.
     #[error("there is an instance {0:?} already")]
     NameTaken(String),
-    /// An instance has the id.
+    /// The id is in use.
     #[error("instance {holder:?} has id {id}")]
     IdTaken {
         /// The id.
@@ -74,12 +74,12 @@ pub enum Shortage {
         /// The instance.
         holder: String,
     },
-    /// The pool has fewer free CPUs.
+    /// The pool has too few free CPUs.
     #[error("{wanted} CPUs are wanted; the pool has {free} free")]
     Cpus {
-        /// How many are wanted.
+        /// Requested CPUs.
         wanted: usize,
-        /// How many are free in the pool.
+        /// Free CPUs in the pool.
         free: usize,
     },
     /// The pool has enough free CPUs, but some share their core with another instance.
@@ -87,23 +87,23 @@ pub enum Shortage {
         "{wanted} CPUs are wanted; {usable} of the {free} free ones share no core with another instance"
     )]
     Cores {
-        /// How many are wanted.
+        /// Requested CPUs.
         wanted: usize,
-        /// How many are free and share no core.
+        /// Free CPUs that share no core.
         usable: usize,
-        /// How many are free.
+        /// Free CPUs.
         free: usize,
     },
-    /// The pool has less memory.
+    /// The pool has too little memory.
     #[error(
         "{wanted} bytes are wanted, and {slack} for the kernel's bookkeeping; the pool has {free} free"
     )]
     Memory {
-        /// Bytes that are wanted.
+        /// Requested bytes.
         wanted: u64,
-        /// Bytes to be left.
+        /// Bytes reserved for the kernel's bookkeeping.
         slack: u64,
-        /// Bytes that are free in the pool, without as much for each instance that is there.
+        /// Free bytes in the pool, less the reserve of each existing instance.
         free: u128,
     },
     /// The pool has enough of both, but no NUMA node has.
@@ -112,37 +112,37 @@ pub enum Shortage {
         None => "one NUMA node".to_owned(),
     })]
     Node {
-        /// CPUs that are wanted.
+        /// Requested CPUs.
         cpus: usize,
-        /// Bytes that are wanted.
+        /// Requested bytes.
         memory: u64,
-        /// The node that was asked for.
+        /// The requested node.
         node: Option<u32>,
     },
 }
 
-/// Chooses CPUs and memory for a new instance, and gives the overlay that makes it.
+/// Chooses CPUs and memory for a new instance. Returns the overlay that creates it.
 ///
-/// Where CPUs are comes from `machine`, which must have been read before they left the host: later the
-/// host does not know them any more. A CPU that it does not know counts as a core of its own, on no
-/// known NUMA node.
+/// `machine` gives the location of CPUs. It must have been read before the CPUs left the host, which
+/// does not know them afterwards. A CPU that is unknown to `machine` counts as a separate core on an
+/// unknown NUMA node.
 ///
 /// # Errors
 ///
-/// Why there is no such choice.
+/// Why the resources cannot be chosen.
 pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<Overlay, Shortage> {
     check_request(state, request)?;
     let free = cpus::Free::of(state, machine);
     free.check(request)?;
     check_memory(state, request)?;
     let fits = |node: &u32| {
-        // All of the slack may be elsewhere.
+        // The reserve may be on other nodes.
         state.free_bytes(Some(*node)) >= u128::from(request.memory)
             && free.usable(request.siblings, Some(*node)) >= request.cpus
     };
     let node = match request.nodes {
         Nodes::This(node) => Some(node).filter(fits),
-        // The node that has least besides: the larger ones stay whole for those who need them.
+        // Choose the node with the fewest usable CPUs, so that larger nodes stay whole for larger requests.
         _ => free
             .nodes()
             .into_iter()
@@ -180,8 +180,8 @@ pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<O
     Ok(Overlay::new([(Target::Instances, vec![operation])]))
 }
 
-/// Whether the pool has the memory, wherever it is: the kernel makes it up of pieces. No tree shows what the kernel's
-/// bookkeeping takes, so it is reckoned for each instance that is there.
+/// Checks whether the pool has the memory on any nodes: the kernel assembles it from pieces. No tree shows the
+/// kernel's bookkeeping memory, so it is estimated per existing instance.
 fn check_memory(state: &State, request: &Request) -> Result<(), Shortage> {
     let slack = u128::from(SLACK_BYTES);
     let kept = slack * state.system.instances.len() as u128;
@@ -221,8 +221,8 @@ fn check_request(state: &State, request: &Request) -> Result<(), Shortage> {
     }
 }
 
-/// Whether the pool says that it has memory of a node. Where it does not say of which its memory is,
-/// an instance is not bound to one.
+/// Returns whether the pool is known to have memory of a node. If the nodes of the pool's memory
+/// are unknown, an instance is not bound to a node.
 fn has_node(state: &State, node: u32) -> bool {
     let resources = &state.system.resources;
     let chunks = resources.chunks.iter().map(|chunk| chunk.node);

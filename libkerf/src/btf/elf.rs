@@ -1,4 +1,4 @@
-//! The section of an ELF file that has a name.
+//! Finds a section of an ELF file by name.
 
 use super::BtfError;
 use crate::image::ELF64;
@@ -8,10 +8,10 @@ const SECTIONS: usize = 40;
 const SECTION_BYTES: usize = 58;
 const SECTION_COUNT: usize = 60;
 const SECTION_NAMES: usize = 62;
-/// Bytes of a section header of 64-bit ELF.
+/// Size of a section header of 64-bit ELF, bytes.
 const ENTRY: usize = 64;
 
-/// The bytes of the section `name` of a 64-bit ELF file.
+/// Returns the bytes of the section `name` of a 64-bit ELF file.
 pub(super) fn section<'f>(file: &'f [u8], name: &str) -> Result<&'f [u8], BtfError> {
     if file.len() < HEADER_BYTES || !file.starts_with(ELF64) {
         return Err(BtfError::NotElf);

@@ -5,15 +5,15 @@ use std::fmt;
 use super::read::{MEMBER, Type, Types, kind};
 use crate::image::u32_at;
 
-/// How deep types may lie in each other. Those of Linux do not come near; those of a hostile file may run in circles.
+/// Maximum nesting of types. The types of Linux stay far below; those of a hostile file may be circular.
 const MAX_DEPTH: usize = 64;
-/// The most members of one structure, with those of the structures in it.
+/// Maximum number of members of one structure, including the structures in it.
 const MAX_MEMBERS: usize = 16_384;
 
 /// A member of a structure that is not a structure itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its name from the structure down, `ring.entries[64].type`. Empty for the end of the structure.
+    /// Its path from the structure, such as `ring.entries[64].type`. Empty for the end of the structure.
     pub path: String,
     /// Its offset in bits; for an array, the offset in its first element.
     pub bit: u64,
@@ -33,8 +33,8 @@ impl fmt::Display for Member {
 }
 
 impl Types<'_> {
-    /// The members of the structure with this name, in source order, and its end. None if there is no such structure,
-    /// or an invalid one.
+    /// Returns the members of the structure with this name, in source order, and its end. `None` if the structure
+    /// does not exist or is invalid.
     #[must_use]
     pub fn layout(&self, structure: &str) -> Option<Vec<Member>> {
         let found = self.get(self.structure(structure)?)?;
@@ -48,7 +48,7 @@ impl Types<'_> {
         Some(members)
     }
 
-    /// The members of a structure or union that begins at `bit`.
+    /// Returns the members of a structure or union that begins at `bit`.
     fn inside(
         &self,
         of: &Type<'_>,
@@ -61,7 +61,7 @@ impl Types<'_> {
             let at = index * MEMBER;
             let (name, number) = (u32_at(of.rest, at)?, u32_at(of.rest, at + 4)?);
             let place = u32_at(of.rest, at + 8)?;
-            // With the flag, the highest byte is the size of a bit field.
+            // With the flag, the highest byte is the size of the bit field.
             let (bits, place) = match of.flag {
                 true => (place >> 24, place & 0xff_ffff),
                 false => (0, place),
@@ -82,7 +82,7 @@ impl Types<'_> {
         Some(())
     }
 
-    /// The members of a value of the type `number` that starts at `bit`.
+    /// Returns the members of a value of the type `number` that starts at `bit`.
     fn value(
         &self,
         number: u32,

@@ -1,9 +1,9 @@
-//! The memory that kernels share with each other, and whether two kernels agree on its layout.
+//! Checks whether two kernels agree on the layout of the memory that they share.
 //!
-//! A multikernel host and the kernels beside it write into the same memory: rings of messages, the page in which CPUs are
-//! handed over, messages themselves. Neither checks the other's version. Both say how they lay that memory out: a kernel
-//! built with CONFIG_DEBUG_INFO_BTF has the types of its C source in its section `.BTF`, and the running one shows its
-//! own in `/sys/kernel/btf/vmlinux`.
+//! A multikernel host and the kernels beside it write into the same memory: message rings, the page for the handover of
+//! CPUs, the messages themselves. Neither side checks the other's version, but both describe their layout: a kernel
+//! built with CONFIG_DEBUG_INFO_BTF has the types of its C source in its section `.BTF`, and the running kernel shows
+//! its own in `/sys/kernel/btf/vmlinux`.
 //!
 //! Source of the format: Linux, Documentation/bpf/btf.rst.
 
@@ -16,7 +16,7 @@ pub use layout::Member;
 pub use read::{BtfError, Types};
 pub use shared::{Difference, Disagreement, Host, SHARED, agree};
 
-/// The file with the types of the running kernel.
+/// Path of the running kernel's types.
 pub const RUNNING: &str = "/sys/kernel/btf/vmlinux";
-/// The largest description of types that is read, bytes. That of Linux 7.3 has 5 MB.
+/// Maximum size of type information, bytes. Linux 7.3 has 5 MB.
 pub const MAX_BTF_BYTES: u64 = 64 << 20;

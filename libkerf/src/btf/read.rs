@@ -9,12 +9,12 @@ use crate::image::{u16_at, u32_at};
 
 const MAGIC: u16 = 0xeb9f;
 const VERSION: u8 = 1;
-/// Bytes of a type without what follows it.
+/// Size of a type without the data that follows it, bytes.
 const TYPE: usize = 12;
-/// Bytes of a member of a structure, of an array's data.
+/// Size of a member of a structure, and of an array's data, bytes.
 pub(super) const MEMBER: usize = 12;
 
-/// The reason why no types can be read.
+/// Why the types cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BtfError {
     /// The kernel is not a 64-bit ELF file.
@@ -29,15 +29,15 @@ pub enum BtfError {
     /// The section has an invalid header, or a different byte order.
     #[error("invalid header of section .BTF")]
     Magic,
-    /// A later version of the format.
+    /// The version of the format is not supported.
     #[error("its types have format version {0}; only {VERSION} is supported")]
     Version(u8),
-    /// A kind of type that is not known.
+    /// The kind of a type is unknown.
     #[error("its types have the unknown kind {0}")]
     Kind(u32),
 }
 
-/// Kinds of types, by their numbers.
+/// Kinds of types, by number.
 pub(super) mod kind {
     pub(in super::super) const INT: u32 = 1;
     pub(in super::super) const PTR: u32 = 2;
@@ -59,9 +59,9 @@ pub(super) mod kind {
 pub struct Types<'b> {
     types: &'b [u8],
     strings: &'b [u8],
-    /// Offset of each type in `types`, by its number less 1.
+    /// Offset of each type in `types`, by its number minus 1.
     starts: Vec<usize>,
-    /// Structures by name. Where several have one name, the first.
+    /// Structures by name; of several with the same name, the first.
     structures: HashMap<&'b str, u32>,
 }
 
@@ -70,9 +70,9 @@ pub struct Types<'b> {
 pub(super) struct Type<'b> {
     pub(super) name: u32,
     pub(super) kind: u32,
-    /// How many members follow.
+    /// Number of members that follow.
     pub(super) length: usize,
-    /// Whether offsets of members have the size of a bit field in them.
+    /// Whether the members' offsets contain the size of a bit field.
     pub(super) flag: bool,
     /// Its size in bytes, or the number of another type.
     pub(super) size_or_type: u32,
@@ -81,16 +81,16 @@ pub(super) struct Type<'b> {
 }
 
 impl<'b> Types<'b> {
-    /// The types in a kernel that is not packed, `vmlinux`.
+    /// Reads the types of an uncompressed kernel, `vmlinux`.
     ///
     /// # Errors
     ///
-    /// Why there are none.
+    /// Why the types cannot be read.
     pub fn of_kernel(vmlinux: &'b [u8]) -> Result<Self, BtfError> {
         Self::read(elf::section(vmlinux, ".BTF")?)
     }
 
-    /// The types in `bytes`: a section `.BTF`, or [`super::RUNNING`].
+    /// Reads the types in `bytes`: a section `.BTF`, or [`super::RUNNING`].
     ///
     /// # Errors
     ///
@@ -139,18 +139,18 @@ impl<'b> Types<'b> {
         }
     }
 
-    /// The type of this number; none for `void` and for numbers that there are not.
+    /// Returns the type with this number; `None` for `void` and for unused numbers.
     pub(super) fn get(&self, number: u32) -> Option<Type<'b>> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
         type_at(self.types, *self.starts.get(index)?)
     }
 
-    /// The number of the structure of this name.
+    /// Returns the number of the structure with this name.
     pub(super) fn structure(&self, name: &str) -> Option<u32> {
         self.structures.get(name).copied()
     }
 
-    /// The name at this place; none for what has none.
+    /// Returns the name at this offset; `None` for a type without a name.
     pub(super) fn name(&self, at: u32) -> Option<&'b str> {
         let text = self.strings.get(usize::try_from(at).ok()?..)?;
         let end = text.iter().position(|byte| *byte == 0)?;
@@ -172,13 +172,13 @@ fn type_at(types: &[u8], at: usize) -> Option<Type<'_>> {
     })
 }
 
-/// Bytes that follow a type.
+/// Returns the size of the data that follows a type, bytes.
 fn following(found: &Type<'_>) -> Result<usize, BtfError> {
     Ok(match found.kind {
         // An integer's encoding, a variable's linkage, a tag's member.
         kind::INT | 14 | 17 => 4,
         kind::ARRAY => MEMBER,
-        // A function's parameters are as long as the values of an enumeration.
+        // A function's parameter has the size of an enumeration's value.
         kind::ENUM | 13 => 8 * found.length,
         kind::STRUCT | kind::UNION | 15 | kind::ENUM64 => MEMBER * found.length,
         // A forward declaration, a function.

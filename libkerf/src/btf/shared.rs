@@ -1,4 +1,4 @@
-//! Whether a kernel image agrees with the host's kernel.
+//! Checks whether a kernel image agrees with the host's kernel.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use thiserror::Error;
 use super::{BtfError, Member, Types};
 use crate::image;
 
-/// The structures that lie in memory which a host's kernel and the kernels beside it share, by their names in
+/// The structures in memory that a host's kernel and the kernels beside it share, by their names in
 /// `include/linux/multikernel.h`, `arch/x86/include/asm/multikernel.h` and `include/uapi/linux/multikernel_virtio.h` of
-/// multikernel Linux. Not every kernel has all of them; what only one of two kernels has is not compared.
+/// multikernel Linux. Not every kernel has all of them; a structure that only one of two kernels has is not compared.
 pub const SHARED: [&str; 14] = [
     "mk_shared_data",
     "mk_ipi_ring",
@@ -29,25 +29,25 @@ pub const SHARED: [&str; 14] = [
 /// A kernel without this structure is not a multikernel kernel, or its types are incomplete.
 const NEEDED: &str = "mk_shared_data";
 
-/// The host kernel's information about itself.
+/// The host kernel's identity and types.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'h> {
-    /// As uname(2) has it.
+    /// Its release, as in uname(2).
     pub release: &'h str,
-    /// As uname(2) has it: number and time of its build.
+    /// Its version, as in uname(2): number and time of the build.
     pub version: &'h str,
-    /// Its types, [`super::RUNNING`]; none where it shows none.
+    /// Its types, [`super::RUNNING`]; `None` if it shows none.
     pub types: Option<&'h [u8]>,
 }
 
-/// A structure on which two kernels do not agree: the first thing in it that differs.
+/// A structure on which two kernels do not agree, with the first difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Its name.
     pub structure: &'static str,
-    /// The member in the host's kernel; none if it has no more members there.
+    /// The member in the host's kernel; `None` after the last one.
     pub host: Option<Member>,
-    /// The member in the image.
+    /// The member in the image; `None` after the last one.
     pub image: Option<Member>,
 }
 
@@ -67,22 +67,22 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The reason why a kernel must not run beside the host's.
+/// Why a kernel must not run beside the host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Disagreement {
-    /// They lay out shared memory in different ways.
+    /// The kernels have different layouts of shared memory.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Differs(Vec<Difference>),
-    /// The host's kernel does not say how it lays out shared memory.
+    /// The host's kernel does not describe its layout of shared memory.
     #[error("the host's kernel does not describe the layout of the memory that kernels share: {0}")]
     HostUntold(String),
-    /// The image does not say it.
+    /// The image does not describe its layout.
     #[error("the image does not describe the layout of the memory that kernels share: {0}")]
     ImageUntold(String),
 }
 
-/// Whether the kernel in `image` lays out as the host's does what both write to. It is the same build, or both say so
-/// with their types.
+/// Checks that the kernel in `image` has the same layout of shared memory as the host's kernel: the image is the same
+/// build, or the types of both agree.
 ///
 /// # Errors
 ///
@@ -120,7 +120,7 @@ fn has_needed(types: Types<'_>) -> Result<Types<'_>, String> {
     }
 }
 
-/// Whether the image is the very build that runs: a bzImage's header has release, maker and version.
+/// Returns whether the image is the running build: a bzImage's header contains release, builder and version.
 fn is_build(host: Host<'_>, image: &[u8]) -> bool {
     let Some(said) = image::version(image) else {
         return false;
@@ -131,7 +131,7 @@ fn is_build(host: Host<'_>, image: &[u8]) -> bool {
 }
 
 fn difference(own: &Types<'_>, other: &Types<'_>, structure: &'static str) -> Option<Difference> {
-    // A structure that one kernel does not have it does not write either.
+    // A kernel that does not have the structure does not write it either.
     let (host, image) = (own.layout(structure)?, other.layout(structure)?);
     let length = host.len().max(image.len());
     let at = (0..length).find(|at| host.get(*at) != image.get(*at))?;

@@ -1,4 +1,4 @@
-//! Rules about single instances, and about what two instances may not share.
+//! Rules for single instances, and for resources that two instances must not share.
 
 use std::collections::HashMap;
 
@@ -8,21 +8,21 @@ use super::{Finding, Report, Rule, usage};
 use crate::model::{Instance, PAGE_BYTES, System, list};
 use crate::tree::NodePath;
 
-/// The highest id that a kernel image can be loaded for: `kexec_file_load` has 11 bits for it.
+/// Maximum id for which a kernel image can be loaded: `kexec_file_load` has 11 bits for it.
 pub const MAX_ID: u32 = 2047;
 
-/// The highest id that kerf's commands take.
+/// Maximum id that kerf's commands accept.
 pub const MAX_KERF_ID: u32 = 511;
 
-/// The longest name: it becomes a directory's.
+/// Maximum length of a name, in bytes: the name becomes a directory.
 const MAX_NAME_BYTES: usize = 255;
 
-/// Where an instance lies in a tree that has all of them.
+/// Returns the path of an instance in a tree with all instances.
 fn path_of(instance: &Instance) -> NodePath {
     NodePath::from("/instances").child(&instance.name)
 }
 
-/// All rules for the instances of a system whose pool is to be taken as `pool_bytes` large.
+/// Applies all rules for the instances of a system with a pool of `pool_bytes`.
 pub(super) fn check(system: &System, pool_bytes: u128, report: &mut Report) {
     let pool = Pool::of(system);
     let mut shares = Shares::default();
@@ -42,7 +42,7 @@ pub(super) fn check(system: &System, pool_bytes: u128, report: &mut Report) {
     usage::check_references(&system.references, &pool, report);
 }
 
-/// The instances, without those that a later one of the same name hides, as from kerf.
+/// Returns the instances, except those that a later one with the same name hides, as in kerf.
 fn distinct<'a>(system: &'a System, report: &mut Report) -> Vec<&'a Instance> {
     let indexed = || system.instances.iter().enumerate();
     let last: HashMap<&str, usize> = indexed().map(|(n, i)| (i.name.as_str(), n)).collect();
@@ -64,7 +64,7 @@ fn distinct<'a>(system: &'a System, report: &mut Report) -> Vec<&'a Instance> {
     distinct
 }
 
-/// Rules for one instance that need nothing else.
+/// Applies the rules for one instance that depend on nothing else.
 pub(super) fn check_own(instance: &Instance, path: &NodePath, report: &mut Report) {
     check_name(&instance.name, path, report);
     check_id(instance.id, path, report);
@@ -83,7 +83,7 @@ pub(super) fn check_own(instance: &Instance, path: &NodePath, report: &mut Repor
     cache_ways(instance.llc_ways, path.child("resources"), report);
 }
 
-/// The rule for a name, which becomes a directory's.
+/// Applies the rule for a name, which becomes a directory.
 pub(crate) fn check_name(name: &str, path: &NodePath, report: &mut Report) {
     let usable =
         !matches!(name, "" | "." | "..") && !name.contains('/') && name.len() <= MAX_NAME_BYTES;
@@ -99,7 +99,7 @@ pub(crate) fn check_name(name: &str, path: &NodePath, report: &mut Report) {
     }
 }
 
-/// The rules for an id.
+/// Applies the rules for an id.
 pub(crate) fn check_id(id: Option<u32>, path: &NodePath, report: &mut Report) {
     let finding = |rule, problem: String| {
         let advice = format!("use an id from 1 to {MAX_KERF_ID}");
@@ -138,10 +138,10 @@ fn check_cpus(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &mu
     }
 }
 
-/// The kernel takes memory from the first NUMA node that is named, and from no other.
+/// Checks the NUMA nodes: the kernel takes memory only from the first NUMA node in the list.
 fn check_nodes(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &mut Report) {
     let nodes = &pool.nodes;
-    // A pool that does not say which nodes its memory is from can have it from any.
+    // A pool that does not state the nodes of its memory can have memory from any node.
     let absent = instance
         .numa_nodes
         .first()
@@ -176,7 +176,7 @@ fn check_cache(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &m
     }
 }
 
-/// Who has what already.
+/// The current holders of resources.
 #[derive(Default)]
 struct Shares<'a> {
     ids: HashMap<u32, &'a str>,
@@ -186,7 +186,7 @@ struct Shares<'a> {
 }
 
 impl<'a> Shares<'a> {
-    /// Adds an instance, and reports what another has already.
+    /// Adds an instance, and reports resources that another instance already has.
     fn add(
         &mut self,
         instance: &'a Instance,

@@ -22,14 +22,14 @@ use crate::model::{At, Instance, Kind, Reader, System};
 use crate::overlay::{MAX_OVERLAY_BYTES, Overlay, State};
 use crate::tree::{DeviceTree, NodePath};
 
-/// What is known besides the tree.
+/// Additional information for a check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Context<'a> {
-    /// The machine that the tree is for. Without it, nothing is said of what the machine has.
+    /// The machine of the tree. Without it, the checks against the machine's hardware are skipped.
     pub machine: Option<&'a Machine>,
 }
 
-/// Judges a baseline: what is written once, to make a pool.
+/// Checks a baseline: the tree that is written once to create a pool.
 #[must_use]
 pub fn baseline(tree: &DeviceTree, context: Context<'_>) -> (System, Report) {
     let mut report = Report::default();
@@ -67,8 +67,7 @@ pub fn baseline(tree: &DeviceTree, context: Context<'_>) -> (System, Report) {
     (system, report)
 }
 
-/// Judges a pool and its instances: a pool that was read back, or a baseline with the instances that
-/// are to be.
+/// Checks a pool and its instances: a pool as read back, or a baseline with planned instances.
 #[must_use]
 pub fn system(tree: &DeviceTree, context: Context<'_>) -> (System, Report) {
     let mut report = Report::default();
@@ -91,8 +90,8 @@ pub fn system(tree: &DeviceTree, context: Context<'_>) -> (System, Report) {
     (system, report)
 }
 
-/// Judges a pool and instances that were read one by one, as the kernel serves them, or that overlays
-/// made of those: memory that the pool is to get counts as got.
+/// Checks a pool and instances that were read one by one from the kernel, or that overlays changed
+/// afterwards. Requested memory of the pool counts as present.
 #[must_use]
 pub fn assembled(system: &System) -> Report {
     let mut report = Report::default();
@@ -100,7 +99,7 @@ pub fn assembled(system: &System) -> Report {
     report
 }
 
-/// Judges the tree that the kernel serves for one instance.
+/// Checks the tree that the kernel serves for one instance.
 #[must_use]
 pub fn instance(tree: &DeviceTree) -> (Option<Instance>, Report) {
     let mut report = Report::default();
@@ -116,7 +115,7 @@ pub fn instance(tree: &DeviceTree) -> (Option<Instance>, Report) {
     (instance, report)
 }
 
-/// Judges an overlay: its form, and against a state what the kernel would make of it.
+/// Checks an overlay: its form and, if a state is given, its effect in the kernel.
 #[must_use]
 pub fn overlay(tree: &DeviceTree, state: Option<&State>) -> (Overlay, Report) {
     let mut report = Report::default();
@@ -177,7 +176,7 @@ fn expect_kind(tree: &DeviceTree, expected: Kind, report: &mut Report) {
     report.push(finding.judged(kernel, kerf));
 }
 
-/// A pool that was read back is no request for one: it gives addresses.
+/// Refuses a tree that was read back from the kernel as a baseline: it contains addresses.
 fn by_address(tree: &DeviceTree, report: &mut Report) {
     let root = At::root(tree.root());
     let Some(resources) = root.child("resources") else {

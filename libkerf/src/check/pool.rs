@@ -2,14 +2,14 @@ use std::collections::{HashMap, HashSet};
 
 use crate::model::{Device, PciAddress, Resources, System};
 
-/// A pool, indexed: what each instance is compared with.
+/// An indexed pool, to check instances against.
 pub(super) struct Pool<'a> {
     pub(super) resources: &'a Resources,
     pub(super) cpus: HashSet<u64>,
     pub(super) highest_cpu: Option<u64>,
     /// CPUs that no instance has.
     pub(super) free: Vec<u64>,
-    /// The NUMA nodes that memory is from, as far as the tree says.
+    /// The NUMA nodes of the memory, as far as the tree states them.
     pub(super) nodes: Vec<u32>,
     names: HashMap<&'a str, &'a Device>,
     aliases: HashMap<&'a str, &'a Device>,
@@ -39,7 +39,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// The device that an instance means: by its node's name, its alias or its address.
+    /// Returns the device with this reference of an instance: its node's name, its alias or its address.
     pub(super) fn device(&self, reference: &str) -> Option<&'a Device> {
         let by_address = || self.addresses.get(&PciAddress::parse(reference)?);
         let by_name = self

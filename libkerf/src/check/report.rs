@@ -4,15 +4,15 @@ use super::{Rule, Severity, Stance};
 use crate::tree::NodePath;
 use serde::{Deserialize, Serialize};
 
-/// The most findings that a report keeps; more are counted.
+/// Maximum number of findings in a report; further ones are only counted.
 pub const MAX_FINDINGS: usize = 1000;
 
-/// One thing that is wrong with a tree, or may be.
+/// An error, or a possible error, in a tree.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
-    /// The rule that it breaks.
+    /// The violated rule.
     pub rule: Rule,
-    /// Whether the tree is refused for it.
+    /// Whether the tree is refused.
     pub severity: Severity,
     /// The kernel's reaction.
     pub kernel: Stance,
@@ -20,16 +20,16 @@ pub struct Finding {
     pub kerf: Stance,
     /// The node.
     pub path: NodePath,
-    /// The property, when it is about one.
+    /// The property, if the finding concerns one.
     pub property: Option<String>,
-    /// What is wrong, with the values.
+    /// The error, with the values.
     pub problem: String,
     /// The suggested correction.
     pub suggestion: String,
 }
 
 impl Finding {
-    /// A finding with what the rule's table says of it.
+    /// Creates a finding with the defaults from the rule's table.
     #[must_use]
     pub fn new(
         rule: Rule,
@@ -49,14 +49,14 @@ impl Finding {
         }
     }
 
-    /// The same, about a property.
+    /// Returns this finding, about a property.
     #[must_use]
     pub fn of(mut self, property: impl Into<String>) -> Self {
         self.property = Some(property.into());
         self
     }
 
-    /// The same, where kernel and kerf think otherwise than the table says for most cases.
+    /// Returns this finding, with reactions of kernel and kerf that differ from the rule's table.
     #[must_use]
     pub fn judged(mut self, kernel: Stance, kerf: Stance) -> Self {
         self.kernel = kernel;
@@ -83,7 +83,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that was found in a tree, in the order it was looked at.
+/// All findings in a tree, in the order of the checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Report {
     findings: Vec<Finding>,
@@ -104,30 +104,30 @@ impl Report {
         }
     }
 
-    /// Whether nothing forbids the tree.
+    /// Returns whether the report contains no error.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.dropped_errors == 0 && self.errors().next().is_none()
     }
 
-    /// What was found, up to [`MAX_FINDINGS`].
+    /// Returns the findings, up to [`MAX_FINDINGS`].
     #[must_use]
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// How many findings there were beyond [`MAX_FINDINGS`].
+    /// Returns the number of findings beyond [`MAX_FINDINGS`].
     #[must_use]
     pub fn dropped(&self) -> usize {
         self.dropped
     }
 
-    /// What forbids the tree.
+    /// Returns the findings that forbid the tree.
     pub fn errors(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Error)
     }
 
-    /// What is odd, or refused by kerf for a reason that is no good one.
+    /// Returns the findings that do not forbid the tree: it is unusual, or kerf refuses it without a good reason.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Warning)
     }
@@ -136,19 +136,19 @@ impl Report {
         self.findings.iter().filter(move |f| f.severity == severity)
     }
 
-    /// Whether this rule is broken.
+    /// Returns whether this rule is violated.
     #[must_use]
     pub fn breaks(&self, rule: Rule) -> bool {
         self.findings.iter().any(|f| f.rule == rule)
     }
 
-    /// Whether kerf refuses the tree, as far as it is known what kerf does.
+    /// Returns whether kerf refuses the tree, as far as its behaviour is known.
     #[must_use]
     pub fn kerf_refuses(&self) -> bool {
         self.findings.iter().any(|f| f.kerf == Stance::Refuses)
     }
 
-    /// Whether the kernel refuses the tree, as far as it is known what the kernel does.
+    /// Returns whether the kernel refuses the tree, as far as its behaviour is known.
     #[must_use]
     pub fn kernel_refuses(&self) -> bool {
         self.findings.iter().any(|f| f.kernel == Stance::Refuses)

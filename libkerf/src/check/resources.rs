@@ -1,4 +1,4 @@
-//! Rules about the resources that a pool has, or requests.
+//! Rules for the resources that a pool has or requests.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ fn finding(rule: Rule, problem: impl Into<String>, advice: impl Into<String>) ->
     Finding::new(rule, NodePath::from(RESOURCES), problem, advice)
 }
 
-/// Rules for what is written to make a pool.
+/// Applies the rules for a baseline.
 pub(super) fn of_baseline(
     root: &At<'_>,
     system: &System,
@@ -34,7 +34,7 @@ pub(super) fn of_baseline(
     cache_ways(resources.llc_ways, NodePath::from(RESOURCES), report);
 }
 
-/// Whether a property is missing, or could be read: not one that was reported as misshapen.
+/// Returns whether a property is missing or readable. False for one that was reported as malformed.
 fn is_readable(at: &At<'_>, name: &str) -> bool {
     at.node
         .property(name)
@@ -45,8 +45,8 @@ fn memory_of_baseline(at: &At<'_>, resources: &Resources, report: &mut Report) {
     let count = at.node.children_with_prefix("memory@").count();
     let advice = "add memory@0 { size = /bits/ 64 <…>; }";
     if count == 0 {
-        // kerf takes a tree without memory for a live pool when it lists free CPUs, and then misses
-        // the memory all the same.
+        // kerf treats a tree without memory as a live pool if it lists free CPUs, and then reports
+        // the missing memory all the same.
         let has_legacy = at.node.property("memory-bytes").is_some();
         let problem = if has_legacy {
             "no memory@ node; memory-bytes is not read any more"
@@ -138,7 +138,7 @@ fn devices(resources: &Resources, report: &mut Report) {
     }
 }
 
-/// Rules for a mask of cache ways, of a pool or an instance.
+/// Applies the rules for a mask of cache ways, of a pool or an instance.
 pub(super) fn cache_ways(mask: Option<u32>, path: NodePath, report: &mut Report) {
     let Some(mask) = mask else { return };
     if mask == 0 {
@@ -157,7 +157,7 @@ fn is_contiguous(mask: u32) -> bool {
     ways & ways.wrapping_add(1) == 0
 }
 
-/// Rules for what the kernel shows of a pool.
+/// Applies the rules for a pool as the kernel shows it.
 pub(super) fn of_pool(root: &At<'_>, system: &System, context: Context<'_>, report: &mut Report) {
     let Some(node) = root.child("resources") else {
         return;

@@ -1,4 +1,4 @@
-//! The rules, and who enforces each.
+//! The rules, and the reaction of kernel and kerf to each.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 pub enum Severity {
     /// The tree is refused.
     Error,
-    /// The tree is taken; someone should look at it.
+    /// The tree is accepted, but a user should check it.
     Warning,
 }
 
-/// What the kernel or kerf does about a tree that breaks a rule.
+/// The reaction of the kernel or of kerf to a violated rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Stance {
     /// Refuses it.
     Refuses,
-    /// Takes it and says so.
+    /// Accepts the tree with a warning.
     Warns,
-    /// Takes it without a word, or does not look.
+    /// Accepts the tree silently, or does not check.
     Takes,
 }
 
 macro_rules! rules {
     ($( $name:ident $id:literal $severity:ident $kernel:ident $kerf:ident $what:literal; )*) => {
-        /// A rule about trees. The text of each is in `docs/libkerf.md`.
+        /// A rule for trees. `docs/libkerf.md` contains the text of each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
         pub enum Rule {
             $( #[doc = $what] $name, )*
@@ -34,31 +34,31 @@ macro_rules! rules {
             /// All rules, in the order of `docs/libkerf.md`.
             pub const ALL: &'static [Rule] = &[ $( Rule::$name, )* ];
 
-            /// The name that messages and documents use.
+            /// Returns the name in messages and documents.
             #[must_use]
             pub fn id(self) -> &'static str {
                 match self { $( Rule::$name => $id, )* }
             }
 
-            /// What breaks it.
+            /// Returns the violation.
             #[must_use]
             pub fn what(self) -> &'static str {
                 match self { $( Rule::$name => $what, )* }
             }
 
-            /// Whether this crate refuses a tree that breaks it.
+            /// Returns whether this crate refuses a tree that violates the rule.
             #[must_use]
             pub fn severity(self) -> Severity {
                 match self { $( Rule::$name => Severity::$severity, )* }
             }
 
-            /// The reaction of the kernel (generations D and E).
+            /// Returns the reaction of the kernel (generations D and E).
             #[must_use]
             pub fn kernel(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kernel, )* }
             }
 
-            /// The reaction of kerf 0.4.0.
+            /// Returns the reaction of kerf 0.4.0.
             #[must_use]
             pub fn kerf(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kerf, )* }
@@ -67,7 +67,7 @@ macro_rules! rules {
     };
 }
 
-// Name, id, this crate, the kernel, kerf, what breaks the rule.
+// Name, id, this crate, the kernel, kerf, violation.
 rules! {
     // Form.
     PropertyShape "property-shape" Error Refuses Refuses
@@ -133,7 +133,7 @@ rules! {
     BaselineInstances "baseline-instances" Error Refuses Refuses
         "A baseline contains instances; overlays create them.";
 
-    // A pool that was read back.
+    // A pool as read back.
     PoolWithoutCpus "pool-without-cpus" Warning Takes Refuses
         "The pool owns no CPU. The kernel shows this after all were returned to the host.";
     PoolWithoutMemory "pool-without-memory" Warning Takes Refuses

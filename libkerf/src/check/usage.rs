@@ -1,19 +1,19 @@
-//! Rules about the resources that instances take from the pool: memory and devices.
+//! Rules for the resources that instances take from the pool: memory and devices.
 
 use super::pool::Pool;
 use super::{Finding, Report, Rule};
 use crate::model::{Device, DeviceReference, Instance, list};
 use crate::tree::NodePath;
 
-/// Memory of the pool to leave for the kernel's bookkeeping, for each instance, in bytes. The message
-/// rings alone are 65 pages; how much is used besides depends on the kernel.
+/// Memory of the pool that each instance leaves for the kernel's bookkeeping, in bytes. The message
+/// rings alone take 65 pages; the rest depends on the kernel.
 pub const SLACK_BYTES: u64 = 2 << 20;
 
 fn end(base: u64, bytes: u64) -> u128 {
     u128::from(base) + u128::from(bytes)
 }
 
-/// Where an instance's memory is: its regions when they are known, else all of it from its base on.
+/// Returns the location of an instance's memory: its regions if known, otherwise all of it from its base.
 fn regions(instance: &Instance) -> Vec<(u64, u64)> {
     match (instance.regions.as_slice(), instance.memory_base) {
         ([], Some(base)) => vec![(base, instance.memory_bytes)],
@@ -21,7 +21,7 @@ fn regions(instance: &Instance) -> Vec<(u64, u64)> {
     }
 }
 
-/// The rules for where an instance's memory is.
+/// Applies the rules for the location of an instance's memory.
 pub(super) fn check_placement(
     instance: &Instance,
     pool: &Pool<'_>,
@@ -54,7 +54,7 @@ pub(super) fn check_placement(
     }
 }
 
-/// The rule that no two instances' memory overlaps.
+/// Applies the rule that no two instances' memory overlaps.
 pub(super) fn check_overlaps(instances: &[&Instance], report: &mut Report) {
     let mut all: Vec<(u64, u64, &str)> = instances
         .iter()
@@ -65,7 +65,7 @@ pub(super) fn check_overlaps(instances: &[&Instance], report: &mut Report) {
         })
         .collect();
     all.sort_unstable();
-    // The region that reaches farthest of those before.
+    // The earlier region with the highest end.
     let mut farthest: Option<(u64, u64, &str)> = None;
     for region in all {
         let (base, bytes, name) = region;
@@ -89,7 +89,7 @@ pub(super) fn check_overlaps(instances: &[&Instance], report: &mut Report) {
     }
 }
 
-/// The rules for what the instances have together.
+/// Applies the rules for the instances' total resources.
 pub(super) fn check_sums(
     instances: &[&Instance],
     pool: &Pool<'_>,
@@ -144,7 +144,7 @@ fn part(reference: &str) -> Part<'_> {
     }
 }
 
-/// One name for each device, virtual function or namespace, whichever way an instance names it.
+/// Returns a unique name for each device, virtual function or namespace, for all ways in which an instance may name it.
 pub(super) fn canonical(reference: &str, pool: &Pool<'_>) -> String {
     let name = |device: &str| {
         let known = pool.device(device);
@@ -157,7 +157,7 @@ pub(super) fn canonical(reference: &str, pool: &Pool<'_>) -> String {
     }
 }
 
-/// The rules for an instance's devices.
+/// Applies the rules for an instance's devices.
 pub(super) fn check_devices(
     instance: &Instance,
     pool: &Pool<'_>,
@@ -224,7 +224,7 @@ fn is_available(device: &Device, what: &str, number: u32) -> bool {
     available(device, what).is_none_or(|there| there.contains(&number))
 }
 
-/// The names that kerf 0.1 gave to functions and namespaces must mean some.
+/// Checks that the names from kerf 0.1 refer to existing functions and namespaces.
 pub(super) fn check_references(
     references: &[DeviceReference],
     pool: &Pool<'_>,

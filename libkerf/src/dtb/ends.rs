@@ -1,5 +1,5 @@
-//! Finds the offset of a name in a block of strings. A name may be the end of a longer one, which libfdt and dtc
-//! share too.
+//! Finds the offset of a name in a strings block. A name may be the tail of a longer one: libfdt and dtc share
+//! tails too.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -7,8 +7,8 @@ use std::hash::BuildHasher as _;
 
 use crate::tree::MAX_NAME_BYTES;
 
-/// The ends of all strings of a block, each by a number made of its bytes from the last one on, so that all ends of a string
-/// take one pass. The numbers start from a random one: no input can be made in which many are the same.
+/// The tails of all strings of a block, each with a hash computed from its last byte backwards, so that all tails of a
+/// string take one pass. The hash has a random factor, so no input can be constructed with many equal hashes.
 pub(super) struct Ends {
     factor: u64,
     places: HashMap<u64, u32>,
@@ -25,7 +25,7 @@ impl Default for Ends {
 }
 
 impl Ends {
-    /// Adds the strings of the block from `start` on. What has no NUL behind it is no string.
+    /// Adds the strings of the block from `start` on. Bytes without a NUL after them are not a string.
     pub(super) fn add(&mut self, strings: &[u8], start: usize) {
         let mut at = start;
         for string in strings[start..].split_inclusive(|byte| *byte == 0) {
@@ -36,8 +36,7 @@ impl Ends {
         }
     }
 
-    /// Adds the ends of one string. Of two that are the same the one that comes first counts; longer ones than a name may
-    /// be are of no use.
+    /// Adds the tails of one string, up to the maximum length of a name. Of two equal tails the first one counts.
     fn add_one(&mut self, start: usize, string: &[u8]) {
         let mut number = 0;
         for (place, byte) in string.iter().enumerate().rev() {
@@ -52,7 +51,8 @@ impl Ends {
         }
     }
 
-    /// The first place of a name. Should its number be that of another one as well, it is not found, and written once more.
+    /// Returns the first offset of a name. A name whose hash collides with another tail's is not found, and is then
+    /// written again.
     pub(super) fn find(&self, strings: &[u8], name: &str) -> Option<usize> {
         let bytes = name.bytes().rev();
         let number = bytes.fold(0, |number, byte| self.next(number, byte));
@@ -68,7 +68,7 @@ impl Ends {
     }
 }
 
-/// Whether this string lies at an offset.
+/// Returns whether this string is at this offset.
 fn is_at(strings: &[u8], offset: usize, string: &[u8]) -> bool {
     let rest = strings.get(offset..).unwrap_or_default();
     rest.starts_with(string) && rest.get(string.len()) == Some(&0)

@@ -9,11 +9,11 @@ pub use error::{DtbError, DtbFault};
 pub use read::read;
 pub use write::write;
 
-/// The largest blob that is read or written, in bytes: what the kernel takes in one write.
+/// Maximum size of a blob, in bytes: the kernel accepts no more in one write.
 pub const MAX_BLOB_BYTES: usize = 1 << 20;
 
 const MAGIC: u32 = 0xd00d_feed;
-/// The version that is read and written, and the oldest reader that understands what is written.
+/// The supported version, which is also the oldest version that a reader of a written blob must support.
 const VERSION: u32 = 17;
 const LAST_COMPATIBLE: u32 = 16;
 const HEADER_BYTES: usize = 40;

@@ -9,7 +9,7 @@ use crate::tree::{DeviceTree, Header, MAX_DEPTH, MAX_NAME_BYTES, Node, Property}
 
 /// Reads a blob. Bytes after the size in its header are ignored, as libfdt ignores them.
 ///
-/// Memory stays below a fixed multiple of the blob's size, whatever the blob holds.
+/// Memory use stays below a fixed multiple of the blob's size, for any contents.
 ///
 /// # Errors
 ///
@@ -40,7 +40,7 @@ fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     Some(u64::from_be_bytes(cells.try_into().ok()?))
 }
 
-/// Where a blob's blocks lie. All offsets are within `total`, which is within the bytes given.
+/// Location of a blob's blocks. All offsets are within `total`, which is within the given bytes.
 struct Layout {
     total: usize,
     structure: usize,
@@ -123,7 +123,7 @@ fn reservations(blob: &[u8], mut at: usize) -> Result<Vec<(u64, u64)>, DtbError>
     }
 }
 
-/// Walks the structure block.
+/// Parses the structure block.
 struct Structure<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -149,7 +149,7 @@ impl<'a> Structure<'a> {
                 DtbFault::Order("the structure does not start with a node"),
             );
         }
-        // The nodes that are open; the last one is the innermost.
+        // The open nodes; the last one is the innermost.
         let mut open = vec![Node::new(self.node_name()?)];
         loop {
             let at = self.at;
@@ -171,7 +171,7 @@ impl<'a> Structure<'a> {
         fault(self.at, DtbFault::Ends("a node"))
     }
 
-    /// What follows the root: nothing but the end.
+    /// Checks that only the end follows the root.
     fn end(mut self, root: Node) -> Result<Node, DtbError> {
         let at = self.at;
         match self.token()? {
@@ -180,7 +180,7 @@ impl<'a> Structure<'a> {
         }
     }
 
-    /// The next token that is not empty.
+    /// Returns the next token other than a NOP.
     fn token(&mut self) -> Result<u32, DtbError> {
         loop {
             let Some(token) = u32_at(self.bytes, self.at) else {
@@ -219,7 +219,7 @@ impl<'a> Structure<'a> {
                 node.append(Property::new(name, bytes));
                 Ok(())
             }
-            // libfdt would not find it: reading it would say more than kerf and the kernel see.
+            // libfdt would not find this property, so kerf and the kernel would not see it.
             _ => fault(
                 start,
                 DtbFault::Order("a property follows a child of its node"),
@@ -242,7 +242,7 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// The string that starts here, when it has an end near enough.
+/// Returns the string that starts here, if it ends within the maximum length.
 fn name_at(bytes: &[u8], at: usize) -> Option<&str> {
     let rest = bytes.get(at..)?;
     let near = &rest[..rest.len().min(MAX_NAME_BYTES + 1)];
@@ -250,7 +250,7 @@ fn name_at(bytes: &[u8], at: usize) -> Option<&str> {
     std::str::from_utf8(&near[..end]).ok()
 }
 
-/// The next multiple of 4. The block's end bounds it: nothing is read before it is checked.
+/// Returns the next multiple of 4. Checks against the block's end happen before each read.
 fn align(at: usize) -> usize {
     at.saturating_add(3) & !3
 }

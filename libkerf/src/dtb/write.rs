@@ -7,13 +7,13 @@ use super::{
 };
 use crate::tree::{DeviceTree, MAX_DEPTH, MAX_NAME_BYTES, Node};
 
-/// The blob of a tree: the bytes it was read from when it was not changed, else version 17 with
-/// nothing between or after its blocks.
+/// Returns the blob of a tree: the original bytes of an unchanged tree, otherwise version 17
+/// without gaps between or after the blocks.
 ///
 /// # Errors
 ///
-/// When a name cannot be written, nodes lie too deep, or the blob would be larger than the kernel
-/// takes.
+/// When a name is invalid, nodes are nested too deep, or the blob would be larger than the kernel
+/// accepts.
 pub fn write(tree: &DeviceTree) -> Result<Vec<u8>, DtbError> {
     if let Some(blob) = tree.unchanged_blob() {
         return Ok(blob.to_vec());
@@ -55,8 +55,8 @@ fn assemble(tree: &DeviceTree, structure: &[u8], strings: &[u8]) -> Result<Vec<u
     Ok(blob)
 }
 
-/// A size as a cell. Sizes here are parts of a blob; one that is too large is refused before it is
-/// used, by its total.
+/// Returns a size as a cell. Sizes here are parts of a blob; a blob that is too large is refused by
+/// its total size before the cell is used.
 fn cell_of(size: usize) -> [u8; 4] {
     u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes()
 }
@@ -149,7 +149,7 @@ impl Writer {
     }
 }
 
-/// Whether a name can stand in a blob and in a path.
+/// Returns whether a name is valid in a blob and in a path.
 fn writable(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(['\0', '/'])
 }

@@ -10,53 +10,53 @@ use std::collections::{HashMap, VecDeque};
 use super::scan::Reference;
 use super::value::Part;
 
-/// A node's number among the drafts.
+/// A node's index among the drafts.
 pub(super) type NodeId = usize;
 
-/// The root's number.
+/// The root's index.
 pub(super) const ROOT: NodeId = 0;
 
-/// A node's life: each deletion of it ends one.
+/// A node's life: each deletion of the node ends one.
 type Life = u32;
 
-/// The life of a parent that no child is in.
+/// A parent's life to which no child belongs.
 const NONE: Life = Life::MAX;
 
 /// A node while the text is read.
 #[derive(Default)]
 pub(super) struct Draft<'a> {
     pub(super) name: &'a str,
-    /// It goes when nothing points at it (`/omit-if-no-ref/`).
+    /// The node is dropped if nothing refers to it (`/omit-if-no-ref/`).
     pub(super) omit_unused: bool,
     life: Life,
     parent: NodeId,
-    /// The life of its parent that it is in.
+    /// The life of its parent to which it belongs.
     within: Life,
     labels: Vec<(Life, Label<'a>)>,
     properties: Vec<DraftProperty<'a>>,
     children: Vec<NodeId>,
 }
 
-/// A label, and where in the text it is.
+/// A label, and its offset in the text.
 pub(super) type Label<'a> = (usize, &'a str);
 
 /// A property while the text is read.
 #[derive(Default)]
 pub(super) struct DraftProperty<'a> {
     pub(super) name: &'a str,
-    /// Where in the text it was given its value.
+    /// Offset in the text of its assignment.
     pub(super) at: usize,
     /// Its own labels.
     pub(super) labels: Vec<Label<'a>>,
-    /// Those within its value.
+    /// The labels within its value.
     pub(super) inner_labels: Vec<Label<'a>>,
     pub(super) parts: Vec<Part<'a>>,
-    /// The life of its node that it is of.
+    /// The life of its node to which it belongs.
     life: Life,
 }
 
 impl<'a> DraftProperty<'a> {
-    /// A property without a value, before a node has it.
+    /// Creates a property without a value, not yet in a node.
     pub(super) fn new(name: &'a str, at: usize, labels: Vec<Label<'a>>) -> Self {
         Self {
             name,
@@ -67,12 +67,12 @@ impl<'a> DraftProperty<'a> {
     }
 }
 
-/// All nodes, and where each name is.
+/// All nodes, indexed by name.
 pub(super) struct Drafts<'a> {
     nodes: Vec<Draft<'a>>,
     children: HashMap<(NodeId, &'a str), NodeId>,
     properties: HashMap<(NodeId, &'a str), usize>,
-    /// The nodes that were given a label, in which life. In a text that is right one of them has it still.
+    /// For each label, the nodes that received it, with their lives. In a valid text, at most one of them still has it.
     labels: HashMap<&'a str, VecDeque<(NodeId, Life)>>,
 }
 
@@ -94,26 +94,26 @@ impl<'a> Drafts<'a> {
         &self.nodes[id]
     }
 
-    /// The child of this name, if there is one.
+    /// Returns the child with this name, if any.
     pub(super) fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
         let child = *self.children.get(&(parent, name))?;
         (self.nodes[child].within == self.nodes[parent].life).then_some(child)
     }
 
-    /// The children, in order.
+    /// Returns the children, in order.
     pub(super) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         let Draft { life, children, .. } = &self.nodes[parent];
         let is_there = |child: &NodeId| self.nodes[*child].within == *life;
         children.iter().copied().filter(is_there)
     }
 
-    /// The first child that there ever was, if it is there still.
+    /// Returns the first child ever added, if it still exists.
     pub(super) fn first_child(&self, parent: NodeId) -> Option<NodeId> {
         let first = *self.nodes[parent].children.first()?;
         (self.nodes[first].within == self.nodes[parent].life).then_some(first)
     }
 
-    /// The properties of a node, in order.
+    /// Returns the properties of a node, in order.
     pub(super) fn properties(&self, id: NodeId) -> impl Iterator<Item = &DraftProperty<'a>> {
         let Draft {
             life, properties, ..
@@ -121,27 +121,28 @@ impl<'a> Drafts<'a> {
         properties.iter().filter(|property| property.life == *life)
     }
 
-    /// The property of this name.
+    /// Returns the property with this name, if any.
     pub(super) fn property(&self, id: NodeId, name: &str) -> Option<&DraftProperty<'a>> {
         let place = *self.properties.get(&(id, name))?;
         let property = &self.nodes[id].properties[place];
         (property.life == self.nodes[id].life).then_some(property)
     }
 
-    /// The labels of a node.
+    /// Returns the labels of a node.
     pub(super) fn labels(&self, id: NodeId) -> impl Iterator<Item = &Label<'a>> {
         let Draft { life, labels, .. } = &self.nodes[id];
         let own = labels.iter().filter(move |(of, _)| of == life);
         own.map(|(_, label)| label)
     }
 
-    /// The child of this name, added or brought back if it is not there, and whether no node of this name ever was.
+    /// Returns the child with this name, adds it if it is missing, or restores it if it was deleted. Also returns
+    /// whether no node with this name ever existed.
     pub(super) fn open_child(&mut self, parent: NodeId, name: &'a str) -> (NodeId, bool) {
         let within = self.nodes[parent].life;
         if let Some(child) = self.children.get(&(parent, name)).copied() {
             let draft = &mut self.nodes[child];
             if draft.within != within {
-                // What was in it went with it.
+                // The deletion included the node's contents.
                 draft.life += 1;
                 draft.within = within;
             }
@@ -159,7 +160,7 @@ impl<'a> Drafts<'a> {
         (child, true)
     }
 
-    /// Lets a node go when nothing points at it.
+    /// Marks a node to be dropped if nothing refers to it.
     pub(super) fn omit_unused(&mut self, id: NodeId) {
         self.nodes[id].omit_unused = true;
     }
@@ -171,7 +172,7 @@ impl<'a> Drafts<'a> {
         there.push_back((id, life));
     }
 
-    /// Sets a property: in the place of the one of its name, or behind all others.
+    /// Sets a property: replaces the one with its name, or adds it after all others.
     pub(super) fn set_property(&mut self, id: NodeId, mut property: DraftProperty<'a>) {
         let Draft {
             life, properties, ..
@@ -199,14 +200,14 @@ impl<'a> Drafts<'a> {
         }
     }
 
-    /// Deletes a node and all in it.
+    /// Deletes a node and its contents.
     pub(super) fn delete(&mut self, id: NodeId) {
         let draft = &mut self.nodes[id];
         draft.life += 1;
         draft.within = NONE;
     }
 
-    /// The node that a reference means at this moment.
+    /// Returns the node to which a reference points at this moment.
     pub(super) fn find(&mut self, reference: Reference<'a>) -> Option<NodeId> {
         let label = match reference {
             Reference::Path(path) => return self.at_path(path),
@@ -217,18 +218,18 @@ impl<'a> Drafts<'a> {
             if self.nodes[id].life == life && self.is_there(id) {
                 return Some(id);
             }
-            // That life is over.
+            // The node's life with this label has ended.
             self.labels.get_mut(label)?.pop_front();
         }
     }
 
-    /// The node at an absolute path.
+    /// Returns the node at an absolute path.
     pub(super) fn at_path(&self, path: &str) -> Option<NodeId> {
         let mut parts = path.split('/').filter(|part| !part.is_empty());
         parts.try_fold(ROOT, |node, part| self.child(node, part))
     }
 
-    /// Whether a node was not deleted, nor one that it is in.
+    /// Returns whether neither the node nor one of its ancestors was deleted.
     fn is_there(&self, mut id: NodeId) -> bool {
         while id != ROOT {
             let draft = &self.nodes[id];
@@ -240,7 +241,7 @@ impl<'a> Drafts<'a> {
         true
     }
 
-    /// Writes the path of a node; nothing for the root.
+    /// Writes the path of a node; empty for the root.
     pub(super) fn write_path(&self, id: NodeId, bytes: &mut Vec<u8>) {
         if id != ROOT {
             let draft = &self.nodes[id];

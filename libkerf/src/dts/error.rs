@@ -35,11 +35,11 @@ impl fmt::Display for Position {
     }
 }
 
-/// Why a text is no device tree source, and where.
+/// Why a text is not device tree source, and the position of the fault.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("device tree source, {position}: {fault}")]
 pub struct DtsError {
-    /// Where in the text.
+    /// Position in the text.
     pub position: Position,
     /// The fault.
     pub fault: DtsFault,
@@ -48,22 +48,22 @@ pub struct DtsError {
 /// A fault of a source.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DtsFault {
-    /// More than [`MAX_TEXT_BYTES`].
+    /// The text is larger than [`MAX_TEXT_BYTES`].
     #[error("{0} bytes; at most {MAX_TEXT_BYTES} are read")]
     TooLarge(usize),
-    /// The tree's values are together larger than a blob may be.
+    /// The tree's values together exceed the maximum size of a blob.
     #[error("the values are together larger than {MAX_BLOB_BYTES} bytes, the most a blob may have")]
     ValuesTooLarge,
-    /// The text is in the form that kerf 0.1 read, not in that of dtc.
+    /// The text is in the format of kerf 0.1, not of dtc.
     #[error("this is the text form of kerf 0.1 (generation A), not device tree source")]
     KerfText,
     /// Something else was expected.
     #[error("expected {0}")]
     Expected(&'static str),
-    /// A comment or string has no end.
+    /// A comment or string is not terminated.
     #[error("the {0} that starts here has no end")]
     Unended(&'static str),
-    /// A number is larger than its cell.
+    /// A number does not fit into its cell.
     #[error("{value:#x} does not fit into {bits} bits")]
     Range {
         /// The number.
@@ -71,37 +71,37 @@ pub enum DtsFault {
         /// Bits of the cell.
         bits: u32,
     },
-    /// An expression divides by zero, or an escape has no value.
+    /// An expression divides by zero, or an escape is invalid.
     #[error("the expression has no value: it divides by zero")]
     Value,
-    /// Parentheses or nodes lie too deep.
+    /// Parentheses or nodes are nested too deep.
     #[error("more than {MAX_DEPTH} nested nodes or parentheses")]
     Depth,
     /// A name is too long.
     #[error("the name is longer than {MAX_NAME_BYTES} bytes")]
     Name,
-    /// A node or property cannot be called so.
+    /// The name of a node or property is invalid.
     #[error(
         "{0:?} cannot be a name here: a node's may have letters, digits, one '@', and any of ,._+- ; a property's \
          letters, digits, and any of ,._+*#?-"
     )]
     BadName(String),
-    /// A property gives a phandle that cannot be.
+    /// A property contains an invalid phandle.
     #[error("{0} is not a phandle of this node: {1}")]
     Handle(String, &'static str),
-    /// A property `name` says something else than the node's name.
+    /// A property `name` differs from the node's name.
     #[error("the property name contradicts the node's name")]
     NodeName,
-    /// Whoever wanted the tree wants it no more.
+    /// The caller stopped the reader.
     #[error("reading was stopped")]
     Stopped,
-    /// A node has two properties or children of one name.
+    /// A node has two properties or children with the same name.
     #[error("{0:?} is there already; it can be changed in a node of its own below")]
     Twice(String),
-    /// A label or path that is not there.
+    /// A label or path does not exist.
     #[error("unknown name {0:?}")]
     Unknown(String),
-    /// A part of dtc's language that is not read.
+    /// A part of dtc's language is not supported.
     #[error("{0} is not read: {1}")]
     Unsupported(&'static str, &'static str),
 }

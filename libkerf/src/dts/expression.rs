@@ -1,10 +1,10 @@
-//! Numbers, and expressions in parentheses: those of C, on unsigned 64-bit values.
+//! Numbers, and expressions in parentheses: C expressions on unsigned 64-bit values.
 
 use super::scan::Scanner;
 use super::{DtsError, DtsFault};
 use crate::tree::MAX_DEPTH;
 
-/// The operators of two operands, by how weakly they bind. Longer ones come before their prefixes.
+/// The binary operators, weakest binding first. Longer ones precede their prefixes.
 const LEVELS: &[&[&str]] = &[
     &["||"],
     &["&&"],
@@ -18,7 +18,7 @@ const LEVELS: &[&[&str]] = &[
     &["*", "/", "%"],
 ];
 
-/// A number or an expression in parentheses, after space. None when neither comes next.
+/// Reads a number or an expression in parentheses, after space. Returns `None` if neither follows.
 pub(super) fn number(scan: &mut Scanner<'_>) -> Result<Option<u64>, DtsError> {
     scan.space()?;
     match scan.rest().chars().next() {
@@ -61,7 +61,7 @@ fn binary(scan: &mut Scanner<'_>, level: usize, depth: usize) -> Result<u64, Dts
     }
 }
 
-/// Whether this operator comes next, and not a longer one that starts alike.
+/// Returns whether this operator follows, and not a longer one with this prefix.
 fn follows(rest: &str, operator: &str) -> bool {
     let Some(after) = rest.strip_prefix(operator) else {
         return false;
@@ -96,12 +96,12 @@ fn apply(operator: &str, left: u64, right: u64) -> Option<u64> {
     })
 }
 
-/// The result of a shift; nothing is left after one by 64 bits or more.
+/// Returns the result of a shift; zero for shifts by 64 bits or more.
 fn shifted(by: u64, shift: impl Fn(u32) -> Option<u64>) -> u64 {
     u32::try_from(by).ok().and_then(shift).unwrap_or(0)
 }
 
-/// A number without an expression, after space. None when none comes next.
+/// Reads a plain number, after space. Returns `None` if none follows.
 pub(super) fn plain_number(scan: &mut Scanner<'_>) -> Result<Option<u64>, DtsError> {
     scan.space()?;
     match scan.rest().starts_with(|c: char| c.is_ascii_digit()) {

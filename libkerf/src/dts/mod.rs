@@ -16,5 +16,5 @@ pub use error::{DtsError, DtsFault, Position};
 pub use parse::{read, read_while};
 pub use print::{Unprintable, write};
 
-/// The largest source that is read, in bytes.
+/// Maximum size of a source, in bytes.
 pub const MAX_TEXT_BYTES: usize = 2 << 20;

@@ -15,11 +15,11 @@ pub fn read(text: &str) -> Result<DeviceTree, DtsError> {
     read_while(text, &|| true)
 }
 
-/// Reads a source as long as `go_on` says so; it is asked every few thousand words of the text.
+/// Reads a source while `go_on` returns true; `go_on` is called once every few thousand words of the text.
 ///
 /// # Errors
 ///
-/// The fault of the text and its position; [`DtsFault::Stopped`] when `go_on` said no.
+/// The fault of the text and its position; [`DtsFault::Stopped`] if `go_on` returned false.
 pub fn read_while(text: &str, go_on: &dyn Fn() -> bool) -> Result<DeviceTree, DtsError> {
     let mut scan = Scanner::new(text, go_on);
     if text.len() > MAX_TEXT_BYTES {
@@ -50,8 +50,8 @@ pub fn read_while(text: &str, go_on: &dyn Fn() -> bool) -> Result<DeviceTree, Dt
     Ok(DeviceTree::from_text(root, header, text))
 }
 
-/// The CPU that boots, as dtc guesses it: the `reg` of the first node in `/cpus`, if it is one cell. That is what the text
-/// says of it; a first node that was deleted counts, and says nothing.
+/// Returns the boot CPU, as dtc guesses it: the `reg` of the first node in `/cpus`, if it is one cell. A deleted
+/// first node counts too, and gives no value.
 fn boot_cpu(drafts: &Drafts<'_>) -> u32 {
     let first = drafts
         .child(ROOT, "cpus")
@@ -80,7 +80,7 @@ fn reservations(scan: &mut Scanner<'_>) -> Result<Vec<(u64, u64)>, DtsError> {
     }
 }
 
-/// The nodes of the text, one after the other: the root, and changes of what was read above.
+/// Reads the nodes of the text in order: the root, and changes of earlier nodes.
 fn top<'a>(scan: &mut Scanner<'a>, drafts: &mut Drafts<'a>) -> Result<(), DtsError> {
     scan.expect("/", "'/ {'")?;
     body(scan, drafts, ROOT, true, 1)?;
@@ -126,15 +126,15 @@ fn top<'a>(scan: &mut Scanner<'a>, drafts: &mut Drafts<'a>) -> Result<(), DtsErr
 /// The names in the braces of one node.
 struct Body<'a> {
     node: NodeId,
-    /// Whether the node is new: dtc takes a new one as it stands, and lays another over what is there. Only in a new one a
-    /// name must not come twice, and deleting does nothing.
+    /// Whether the node is new: dtc uses a new node as it is, and merges another one into the existing node. Only a new
+    /// node may not contain a name twice, and deletions in it have no effect.
     is_new: bool,
     has_children: bool,
     properties: HashSet<&'a str>,
     children: HashSet<&'a str>,
 }
 
-/// The `{ … };` of a node.
+/// Reads the `{ … };` of a node.
 fn body<'a>(
     scan: &mut Scanner<'a>,
     drafts: &mut Drafts<'a>,
@@ -160,7 +160,7 @@ fn body<'a>(
 }
 
 impl<'a> Body<'a> {
-    /// One property, child or deletion.
+    /// Reads one property, child or deletion.
     fn entry(
         &mut self,
         scan: &mut Scanner<'a>,
@@ -196,7 +196,7 @@ impl<'a> Body<'a> {
         scan.space()?;
         if scan.rest().starts_with('{') {
             let (child, is_new) = self.child(scan, drafts, name, at)?;
-            // dtc forgets it of what it lays over another node.
+            // dtc ignores the mark on a node that it merges into another one.
             if omit_unused && is_new {
                 drafts.omit_unused(child);
             }
@@ -220,7 +220,7 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// Properties stand before children, and before deletions of children.
+    /// Properties must precede children and deletions of children.
     fn check_order(&self, scan: &Scanner<'a>, at: usize) -> Result<(), DtsError> {
         match self.has_children {
             true => scan.fail_at(at, DtsFault::Expected("properties before the first child")),
@@ -241,14 +241,14 @@ impl<'a> Body<'a> {
             }
             return Ok(());
         }
-        // dtc 1.6 takes this for two nodes of one name.
+        // dtc 1.6 reports two nodes with the same name here.
         match self.children.contains(name) {
             true => scan.fail_at(at, DtsFault::Twice(name.to_owned())),
             false => Ok(()),
         }
     }
 
-    /// The child that a name opens, and whether it is new.
+    /// Opens the child with this name. Returns whether it is new.
     fn child(
         &mut self,
         scan: &Scanner<'a>,

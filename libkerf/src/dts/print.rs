@@ -6,11 +6,11 @@ use thiserror::Error;
 use super::scan::{is_node_name, is_property_name};
 use crate::tree::{DeviceTree, MAX_DEPTH, Node, NodePath, Property};
 
-/// Something that source text has no way to say.
+/// A part of a tree that source text cannot express.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{path}: source text cannot express {name:?}: {why}; a blob can")]
 pub struct Unprintable {
-    /// The node that has it.
+    /// The node that contains it.
     pub path: NodePath,
     /// The node's or the property's name.
     pub name: String,
@@ -18,15 +18,15 @@ pub struct Unprintable {
     pub why: String,
 }
 
-/// The source of a tree: the text it was read from when it was not changed, else a text that gives
-/// the same tree. Values are shown as what they look like, since a tree does not say what they are.
+/// Returns the source of a tree: the original text of an unchanged tree, otherwise a text that results in the
+/// same tree. The format of each value is guessed from its bytes, since a tree has no types.
 ///
-/// What is written is read back first: [`read`](super::read) takes it, and makes the same nodes of it. The blob's
-/// boot CPU is in a comment, as dtc writes it: source text says it in `/cpus`, or not at all.
+/// The result is read back first: [`read`](super::read) accepts it and returns the same nodes. The blob's boot
+/// CPU is in a comment, as in dtc's output: source text can express it only in `/cpus`.
 ///
 /// # Errors
 ///
-/// Something that source text cannot say: a name, the same name twice, or a phandle that cannot be.
+/// A part that source text cannot express: a name, a duplicate name, or an invalid phandle.
 pub fn write(tree: &DeviceTree) -> Result<String, Unprintable> {
     if let Some(text) = tree.unchanged_text() {
         return Ok(text.to_owned());
@@ -59,7 +59,7 @@ fn unprintable(path: &NodePath, name: &str, why: impl Into<String>) -> Unprintab
 
 fn node(out: &mut String, node: &Node, path: &NodePath, depth: usize) -> Result<(), Unprintable> {
     let indent = "\t".repeat(depth);
-    // The root has no name in source text; a blob may give it one.
+    // The root has no name in source text, but may have one in a blob.
     let is_named_right = match depth {
         0 => node.name().is_empty(),
         _ => is_node_name(node.name()),
@@ -102,7 +102,7 @@ fn node(out: &mut String, node: &Node, path: &NodePath, depth: usize) -> Result<
     Ok(())
 }
 
-/// ` = …`, or nothing for a property without bytes.
+/// ` = …`, or empty for a property without bytes.
 fn value(property: &Property) -> String {
     let bytes = property.bytes();
     if bytes.is_empty() {
@@ -120,7 +120,7 @@ fn value(property: &Property) -> String {
     format!(" = [{}]", bytes.join(" "))
 }
 
-/// The strings of a property that looks like strings.
+/// Returns the strings of a property whose bytes look like strings.
 fn texts(property: &Property) -> Option<Vec<&str>> {
     let texts = property.text_list().ok()?;
     let printable = |text: &&str| {

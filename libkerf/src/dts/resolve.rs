@@ -1,4 +1,5 @@
-//! The tree that a source describes: resolves references to phandles and paths, and refuses what dtc's checks refuse.
+//! Builds the tree that a source describes: resolves references to phandles and paths, and refuses the errors that
+//! dtc's checks refuse.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,22 +10,22 @@ use super::{DtsError, DtsFault};
 use crate::dtb::MAX_BLOB_BYTES;
 use crate::tree::{Node, Property};
 
-/// The properties that give a node's phandle. The second is the older name.
+/// The properties that set a node's phandle; the second one is the older name.
 const HANDLES: [&str; 2] = ["phandle", "linux,phandle"];
 
-/// Gives the nodes that are pointed at a phandle, and makes the tree.
+/// Assigns phandles to referenced nodes, and builds the tree.
 pub(super) struct Resolver<'s, 'a> {
     scan: &'s Scanner<'a>,
     drafts: &'s Drafts<'a>,
     /// The node of each label.
     labels: HashMap<&'a str, NodeId>,
-    /// The phandle of each node that has one.
+    /// The phandle of each node, if any.
     handles: HashMap<NodeId, u32>,
-    /// The phandles that the text gives, or that were given since.
+    /// The phandles from the text, and those assigned since.
     taken: HashSet<u32>,
     /// The lowest phandle that may be free.
     next: u32,
-    /// The nodes that something points at.
+    /// The referenced nodes.
     referenced: HashSet<NodeId>,
     bytes: usize,
 }
@@ -55,7 +56,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         Ok(self.finish(ROOT, root))
     }
 
-    /// All nodes that are there, in the order of the tree.
+    /// Collects all existing nodes, in the order of the tree.
     fn list(&self, id: NodeId, all: &mut Vec<NodeId>) {
         all.push(id);
         for child in self.drafts.children(id) {
@@ -63,7 +64,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// A label names one thing: a node, a property, or a place in a value.
+    /// Reads the labels. A label must be unique: it names a node, a property, or a position in a value.
     fn read_labels(&mut self, all: &[NodeId]) -> Result<(), DtsError> {
         let mut seen = HashSet::new();
         let mut check = |(at, label): &Label<'a>| match seen.insert(*label) {
@@ -72,7 +73,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         };
         for id in all {
             for label in self.drafts.labels(*id) {
-                // A node may be given its label again.
+                // A node may receive the same label again.
                 if self.labels.insert(label.1, *id) != Some(*id) {
                     check(label)?;
                 }
@@ -97,7 +98,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// Finds out which phandle the text gives a node.
+    /// Reads the phandle of a node from the text.
     fn read_handle(&mut self, id: NodeId) -> Result<(), DtsError> {
         let mut given = None;
         for name in HANDLES {
@@ -123,7 +124,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         Ok(())
     }
 
-    /// A property `name` says the name of its node, without the unit address.
+    /// Checks that a property `name` equals the name of its node, without the unit address.
     fn check_name(&self, id: NodeId) -> Result<(), DtsError> {
         let Some(property) = self.drafts.property(id, "name") else {
             return Ok(());
@@ -145,7 +146,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// The phandle that a property gives; none for one that points at its own node, which gets a free one.
+    /// Returns the phandle in a property; `None` if the property refers to its own node, which then gets a free one.
     fn handle_of(&self, id: NodeId, property: &DraftProperty<'a>) -> Result<Option<u32>, DtsError> {
         let fail = |text: String, why| {
             let fault = DtsFault::Handle(text, why);
@@ -177,7 +178,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         let mut node = Node::new(drafts.node(id).name);
         for property in drafts.properties(id) {
             self.scan.step()?;
-            // It is the node's own, as was found above, and says nothing new: dtc leaves it out.
+            // `check_name` has found it equal to the node's name: dtc omits it.
             if property.name == "name" {
                 continue;
             }
@@ -218,14 +219,14 @@ impl<'s, 'a> Resolver<'s, 'a> {
                 bytes.push(0);
             }
         }
-        // A path may be long, and pointed at often.
+        // A path may be long, and have many references.
         match self.bytes + bytes.len() > MAX_BLOB_BYTES {
             true => scan.fail_at(at, DtsFault::ValuesTooLarge),
             false => Ok(()),
         }
     }
 
-    /// The phandle of a node; the lowest free one when it has none yet.
+    /// Returns the phandle of a node; assigns the lowest free one if it has none.
     fn handle(&mut self, node: NodeId) -> u32 {
         if let Some(handle) = self.handles.get(&node) {
             return *handle;
@@ -237,7 +238,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         self.next
     }
 
-    /// Adds the phandles that were given, and takes out what goes when nothing points at it.
+    /// Adds the assigned phandles, and drops nodes marked with `/omit-if-no-ref/` that have no reference.
     fn finish(&self, id: NodeId, mut node: Node) -> Node {
         if let Some(handle) = self.handles.get(&id)
             && HANDLES.iter().all(|name| node.property(name).is_none())

@@ -4,7 +4,7 @@ use super::draft::Label;
 use super::{DtsError, DtsFault, Position};
 use crate::tree::MAX_NAME_BYTES;
 
-/// Whoever wants the tree is asked after so many steps whether it is wanted still.
+/// Number of steps between two calls that ask whether to go on.
 const STEPS: u32 = 4096;
 
 /// Reads a source from left to right.
@@ -25,7 +25,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Counts a step of the work, and now and then asks whether to go on.
+    /// Counts a step of the work, and asks from time to time whether to go on.
     pub(super) fn step(&self) -> Result<(), DtsError> {
         let steps = (self.steps.get() + 1) % STEPS;
         self.steps.set(steps);
@@ -54,7 +54,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Skips white space, comments, and markers of lines, as a preprocessor leaves them: `# 1 "file"`.
+    /// Skips white space, comments, and a preprocessor's line markers: `# 1 "file"`.
     pub(super) fn space(&mut self) -> Result<(), DtsError> {
         self.step()?;
         loop {
@@ -87,7 +87,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Whether `wanted` comes next, after space. It is taken if so.
+    /// Takes `wanted`, after space, if it follows. Returns whether it did.
     pub(super) fn eat(&mut self, wanted: &str) -> Result<bool, DtsError> {
         self.space()?;
         let there = self.rest().starts_with(wanted);
@@ -105,7 +105,7 @@ impl<'a> Scanner<'a> {
         self.fail(DtsFault::Expected(name))
     }
 
-    /// Takes as many characters as satisfy `part`.
+    /// Takes characters as long as they satisfy `part`.
     pub(super) fn take_while(&mut self, part: impl Fn(char) -> bool) -> &'a str {
         let rest = self.rest();
         let end = rest.find(|c| !part(c)).unwrap_or(rest.len());
@@ -120,11 +120,11 @@ impl<'a> Scanner<'a> {
         Some(next)
     }
 
-    /// The name of a node or property, after space. Empty when there is none.
+    /// Returns the name of a node or property, after space. Empty if none follows.
     pub(super) fn name(&mut self) -> Result<&'a str, DtsError> {
         self.space()?;
         let start = self.at;
-        // What follows a backslash is a name, whatever it looks like.
+        // The text after a backslash is a name in any case.
         if self.rest().starts_with('\\') {
             self.at += 1;
         }
@@ -135,7 +135,7 @@ impl<'a> Scanner<'a> {
         Ok(name)
     }
 
-    /// Skips labels, after space, and says what they were.
+    /// Takes labels, after space, and returns them.
     pub(super) fn labels(&mut self) -> Result<Vec<Label<'a>>, DtsError> {
         let mut labels = Vec::new();
         loop {
@@ -152,7 +152,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// What follows a `&`: a label, or a path in braces.
+    /// Reads the reference after a `&`: a label, or a path in braces.
     pub(super) fn reference(&mut self) -> Result<Reference<'a>, DtsError> {
         let start = self.at;
         if self.rest().starts_with('{') {
@@ -170,7 +170,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// What a source points at.
+/// The target of a reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reference<'a> {
     Label(&'a str),
@@ -185,7 +185,8 @@ impl Reference<'_> {
     }
 }
 
-/// The length of a marker that the text starts with: `#` or `#line`, a number, a file name, and perhaps flags.
+/// Returns the length of a line marker at the start of the text: `#` or `#line`, a number, a file name, and optional
+/// flags.
 fn marker(text: &str) -> Option<usize> {
     let blanks = |text: &str| -> Option<usize> {
         let count = text
@@ -216,18 +217,18 @@ fn marker(text: &str) -> Option<usize> {
     Some(text.len() - rest.len())
 }
 
-/// Whether a source may have this character in the name of a node or property.
+/// Returns whether this character is valid in the name of a node or property.
 fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || ",._+*#?@-".contains(c)
 }
 
-/// Whether a node may be called so.
+/// Returns whether the name of a node is valid.
 pub(super) fn is_node_name(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+-@".contains(c);
     is_short(name) && name.chars().all(is_part) && name.matches('@').count() < 2
 }
 
-/// Whether a property may be called so.
+/// Returns whether the name of a property is valid.
 pub(super) fn is_property_name(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+*#?-".contains(c);
     is_short(name) && name.chars().all(is_part)

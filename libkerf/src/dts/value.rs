@@ -5,7 +5,7 @@ use super::scan::{Reference, Scanner, is_label};
 use super::{DtsError, DtsFault, expression};
 use crate::dtb::MAX_BLOB_BYTES;
 
-/// The parts of a property's value. What points elsewhere is known only when the whole text is.
+/// The parts of a property's value. References are resolved only after the whole text is read.
 pub(super) enum Part<'a> {
     Bytes(Vec<u8>),
     /// The path of a node, as a string.
@@ -14,7 +14,7 @@ pub(super) enum Part<'a> {
     Handle(usize, Reference<'a>),
 }
 
-/// The value when it is one cell, before its references are known: all bits are set in one.
+/// Returns the value if it is one cell, before references are resolved: a reference has all bits set.
 pub(super) fn cell(parts: &[Part<'_>]) -> Option<u32> {
     let mut cell = Vec::new();
     for part in parts {
@@ -27,12 +27,12 @@ pub(super) fn cell(parts: &[Part<'_>]) -> Option<u32> {
     Some(u32::from_be_bytes(cell.try_into().ok()?))
 }
 
-/// Whether there is the phandle of a node among the parts.
+/// Returns whether the parts contain a phandle.
 pub(super) fn has_handle(parts: &[Part<'_>]) -> bool {
     parts.iter().any(|part| matches!(part, Part::Handle(..)))
 }
 
-/// The parts up to the `;`, which is left. Labels within go to `labels`.
+/// Reads the parts up to the `;`, and leaves the `;`. Adds labels within the value to `labels`.
 pub(super) fn read<'a>(
     scan: &mut Scanner<'a>,
     labels: &mut Vec<Label<'a>>,
@@ -109,7 +109,7 @@ fn cells<'a>(
             return scan.fail(DtsFault::Expected("a number, an expression in ( ), or '>'"));
         };
         let above = u64::MAX.checked_shl(bits).unwrap_or(0);
-        // A negative number of so many bits has all of those above set.
+        // In a negative number of this size, all higher bits are set.
         if value & above != 0 && value & above != above {
             return scan.fail_at(at, DtsFault::Range { value, bits });
         }
@@ -123,13 +123,13 @@ fn cells<'a>(
     Ok(())
 }
 
-/// Bytes in hexadecimal, up to and with the `]`.
+/// Reads hexadecimal bytes up to and including the `]`.
 fn bytes<'a>(scan: &mut Scanner<'a>, labels: &mut Vec<Label<'a>>) -> Result<Vec<u8>, DtsError> {
     let mut bytes = Vec::new();
     while !scan.eat("]")? {
         let start = scan.at();
         let word = scan.take_while(is_label);
-        // A label may follow bytes without space: it starts where a byte could, with a letter.
+        // A label may follow bytes without space: it starts in place of a byte, with a letter.
         let is_label = scan.rest().starts_with(':');
         let mut at = 0;
         while at < word.len() {
@@ -156,7 +156,7 @@ fn bad_byte<T>(scan: &Scanner<'_>, at: usize) -> Result<T, DtsError> {
     scan.fail_at(at, DtsFault::Expected("two hexadecimal digits, or ']'"))
 }
 
-/// The bytes of a text whose opening quote was taken, up to and with the closing one.
+/// Reads the bytes of a text up to and including the closing quote; the opening one was already taken.
 pub(super) fn quoted(scan: &mut Scanner<'_>, quote: char) -> Result<Vec<u8>, DtsError> {
     let start = scan.at();
     let mut bytes = Vec::new();

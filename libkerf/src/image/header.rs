@@ -18,50 +18,50 @@ const PAYLOAD_BYTES: usize = 0x24c;
 const BOOT_FLAG_VALUE: u16 = 0xaa55;
 const MAGIC_VALUE: &[u8] = b"HdrS";
 const SECTOR_BYTES: usize = 512;
-/// What an image has that gives 0: a number of the time before the field.
+/// The sectors of an image whose field is 0: a default from the time before the field.
 const SETUP_SECTORS_DEFAULT: u8 = 4;
-/// Where the version pointer counts from.
+/// Offset from which the version pointer counts.
 const VERSION_BASE: usize = 0x200;
 
-/// The oldest boot protocol of a kernel that can be run: 2.06 (Linux 2.6.22).
+/// The oldest supported boot protocol: 2.06 (Linux 2.6.22).
 const PROTOCOL_MIN: u16 = 0x206;
-/// The oldest boot protocol that says where the payload is: 2.08 (Linux 2.6.26).
+/// The oldest boot protocol with the location of the payload: 2.08 (Linux 2.6.26).
 const PROTOCOL_WITH_PAYLOAD: u16 = 0x208;
-/// The longest version text that is looked at, in bytes, with the byte that ends it.
+/// Maximum length of the version text, in bytes, including its terminating NUL.
 pub(super) const VERSION_MAX_BYTES: usize = 1024;
-/// The longest release that is taken, in bytes. Linux itself has at most 64 (`__NEW_UTS_LEN`).
+/// Maximum length of a release, in bytes. Linux itself has at most 64 (`__NEW_UTS_LEN`).
 const RELEASE_MAX_BYTES: usize = 255;
 
-/// How much of an image [`release`] looks at, in bytes: the header, and the version as far behind it as it can be.
+/// Maximum number of bytes of an image that [`release`] reads: the header, and the version at its farthest position.
 pub const HEAD_MAX_BYTES: usize = VERSION_BASE + u16::MAX as usize + VERSION_MAX_BYTES;
 
-/// Why an image is not a bzImage that can be run.
+/// Why an image is not a bootable bzImage.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum HeaderError {
-    /// It has fewer bytes than a header.
+    /// The image is shorter than a header.
     #[error("it ends before its header does")]
     Short,
-    /// It does not begin with a boot sector.
+    /// The image does not begin with a boot sector.
     #[error("it has no boot flag")]
     NoBootFlag,
-    /// It has a boot sector of something else.
+    /// The boot sector is not that of a kernel.
     #[error("it has no setup header")]
     NoHeader,
-    /// It is of a kernel before Linux 2.6.22.
+    /// The kernel is older than Linux 2.6.22.
     #[error("its boot protocol {0:#x} is too old")]
     TooOld(u16),
-    /// It has fewer bytes than its header says.
+    /// The image is shorter than its header states.
     #[error("it is cut short: {actual} of {expected} bytes")]
     CutShort {
-        /// Bytes that there are.
+        /// Actual number of bytes.
         actual: u64,
-        /// Bytes that its header gives.
+        /// Number of bytes according to the header.
         expected: u64,
     },
-    /// The pointer to its version is 0, or points behind its end.
+    /// The pointer to the version is 0, or points beyond the end.
     #[error("its header names no version")]
     NoVersion,
-    /// No byte 0 follows the version where it should.
+    /// The version is not terminated within its maximum length.
     #[error("its version does not end")]
     Endless,
     /// The version is not UTF-8.
@@ -72,9 +72,9 @@ pub enum HeaderError {
     NotLinux,
 }
 
-/// The release in the header of a bzImage, such as `6.12.9-amd64`: at most 255 ASCII characters that can be shown, the
-/// first of them a digit. `head` is what the image begins with, [`HEAD_MAX_BYTES`] of it or all that it has;
-/// `image_bytes` is how many bytes the whole image has.
+/// Returns the release in the header of a bzImage, such as `6.12.9-amd64`: at most 255 printable ASCII characters, of
+/// which the first is a digit. `head` is the beginning of the image, [`HEAD_MAX_BYTES`] or the whole image;
+/// `image_bytes` is the size of the whole image.
 ///
 /// # Errors
 ///
@@ -106,14 +106,14 @@ pub fn release(head: &[u8], image_bytes: u64) -> Result<&str, HeaderError> {
     is_one.then_some(release).ok_or(HeaderError::NotLinux)
 }
 
-/// What the header of an image says, whatever else is wrong with the image.
+/// The header of an image, which may have faults elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SetupHeader<'i> {
     image: &'i [u8],
 }
 
 impl<'i> SetupHeader<'i> {
-    /// The header of an image, or of its beginning; `None` when there is none.
+    /// Returns the header of an image, or of its beginning; `None` if it has none.
     pub(super) fn of(image: &'i [u8]) -> Option<Self> {
         let rest = image.get(MAGIC..)?;
         rest.starts_with(MAGIC_VALUE).then_some(Self { image })
@@ -123,7 +123,7 @@ impl<'i> SetupHeader<'i> {
         u16_at(self.image, PROTOCOL)
     }
 
-    /// Bytes before the part that runs in protected mode.
+    /// Returns the size of the part before the protected-mode code, bytes.
     fn setup_bytes(self) -> Option<usize> {
         let sectors = match *self.image.get(SETUP_SECTORS)? {
             0 => SETUP_SECTORS_DEFAULT,
@@ -132,13 +132,13 @@ impl<'i> SetupHeader<'i> {
         Some((usize::from(sectors) + 1) * SECTOR_BYTES)
     }
 
-    /// Bytes that the image has at least.
+    /// Returns the minimum size of the image, bytes.
     fn image_bytes(self) -> Option<u64> {
         let paragraphs = u32_at(self.image, PARAGRAPHS)?;
         Some(self.setup_bytes()? as u64 + u64::from(paragraphs) * 16)
     }
 
-    /// The packed kernel, when the header says where it is and all of it is there.
+    /// Returns the compressed kernel, if the header states its location and it is complete.
     pub(super) fn payload(self) -> Option<&'i [u8]> {
         if self.protocol()? < PROTOCOL_WITH_PAYLOAD {
             return None;
@@ -149,7 +149,7 @@ impl<'i> SetupHeader<'i> {
         self.image.get(start..)?.get(..bytes)
     }
 
-    /// The version, without the byte that ends it. It may be empty.
+    /// Returns the version, without its terminating NUL. It may be empty.
     pub(super) fn version(self) -> Result<&'i [u8], HeaderError> {
         let pointer = u16_at(self.image, VERSION).ok_or(HeaderError::Short)?;
         let text = self.image.get(VERSION_BASE + usize::from(pointer)..);
@@ -162,12 +162,12 @@ impl<'i> SetupHeader<'i> {
     }
 }
 
-/// A minimal bzImage of this version with this payload, for tests. The version is cut at 255 bytes.
+/// Creates a minimal bzImage with this version and payload, for tests. The version is truncated at 255 bytes.
 #[must_use]
 pub fn synthetic(version: &str, payload: &[u8]) -> Vec<u8> {
     const SECTORS: u8 = 1;
     const VERSION_POINTER: u16 = 0x100;
-    /// Something lies before the payload, as code that unpacks it does.
+    /// The payload follows other contents, as in an image with its decompressor.
     const PAYLOAD_OFFSET: u32 = 0x200;
     let mut image = vec![0; 0x600];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -180,7 +180,7 @@ pub fn synthetic(version: &str, payload: &[u8]) -> Vec<u8> {
     let at = VERSION_BASE + usize::from(VERSION_POINTER);
     put(at, &text[..text.len().min(0xff)]);
     put(PAYLOAD_START, &PAYLOAD_OFFSET.to_le_bytes());
-    // A test's payload is small; of another the header says that it is not all there.
+    // A test's payload is small; a larger one is incomplete according to the header.
     let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     put(PAYLOAD_BYTES, &bytes.to_le_bytes());
     image.extend_from_slice(payload);
@@ -239,7 +239,7 @@ mod tests {
         ] {
             assert_eq!(judged(&image), Err(why));
         }
-        // A release as long as is taken, and one that is longer than the text that synthetic() takes.
+        // A release of maximum length, and one that is longer than the text that synthetic() accepts.
         assert!(judged(&huge).is_ok_and(|release| release.len() == RELEASE_MAX_BYTES));
         let mut longer = synthetic("6", b"");
         longer[0x300..0x300 + 256].fill(b'6');
@@ -247,7 +247,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever the bytes: a refusal, or a release that can be shown, and that the lenient reader finds too.
+        /// For any bytes: a refusal, or a printable release that the lenient reader finds too.
         #[test]
         fn both_ways_to_ask_agree_about_any_bytes(
             changes in proptest::collection::vec((0x1f0..0x320_usize, 0..=255_u8), 0..6),

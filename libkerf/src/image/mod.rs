@@ -1,7 +1,7 @@
-//! Kernel images: what a bzImage says of itself, and the kernel that is packed in it.
+//! Kernel images: the header of a bzImage, and the kernel that is compressed in it.
 //!
-//! [`kind`] and [`version`] say what kerf says, of any bytes. [`release`] is stricter: it refuses what is not a whole
-//! bzImage, and says why.
+//! [`kind`] and [`version`] return the same results as kerf, for any bytes. [`release`] is stricter: it refuses an
+//! incomplete bzImage, and returns the reason.
 
 mod header;
 mod unpack;
@@ -11,17 +11,17 @@ pub use unpack::{UnpackError, unpack};
 
 use header::{SetupHeader, VERSION_MAX_BYTES};
 
-/// The largest image that is read or unpacked, in bytes.
+/// Maximum size of an image, also when decompressed, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 1 << 30;
 
 /// The magic bytes of an ELF file.
 const ELF: &[u8] = b"\x7fELF";
 /// The magic bytes of a 64-bit, little-endian ELF file.
 pub(crate) const ELF64: &[u8] = b"\x7fELF\x02\x01";
-/// What a kernel says first; its version follows.
+/// The beginning of a kernel's banner; its version follows.
 const BANNER: &[u8] = b"Linux version ";
 
-/// How something is packed.
+/// A compression format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// gzip.
@@ -32,7 +32,7 @@ pub enum Compression {
     Bzip2,
     /// Zstandard.
     Zstd,
-    /// lz4, in the frame format or in the older one that the kernel's build makes.
+    /// lz4, in the frame format or in the legacy format of the kernel's build.
     Lz4,
     /// lzma, the format before xz.
     Lzma,
@@ -41,7 +41,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What files of each begin with.
+    /// Magic bytes of each format.
     const MAGICS: [(&'static [u8], Compression); 8] = [
         (b"\x1f\x8b", Compression::Gzip),
         (b"\xfd7zXZ\0", Compression::Xz),
@@ -53,7 +53,7 @@ impl Compression {
         (b"\x89LZO", Compression::Lzo),
     ];
 
-    /// How bytes are packed, from what they begin with.
+    /// Returns the compression format of these bytes, from their magic.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let mut known = Self::MAGICS.iter();
@@ -62,7 +62,7 @@ impl Compression {
             .map(|(_, compression)| *compression)
     }
 
-    /// Its name, as kerf writes it.
+    /// Returns the name in kerf's format.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,21 +77,21 @@ impl Compression {
     }
 }
 
-/// What an image is.
+/// The kind of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'i> {
-    /// A kernel as boot loaders take it.
+    /// A kernel for boot loaders.
     BzImage {
-        /// The packed kernel in it, when the header says where it is.
+        /// The compressed kernel in it, if the header states its location.
         payload: Option<&'i [u8]>,
     },
-    /// An unpacked kernel.
+    /// An uncompressed kernel.
     Vmlinux,
     /// Something else.
     Unknown,
 }
 
-/// What an image is, as kerf tells it.
+/// Returns the kind of an image, as kerf reports it.
 #[must_use]
 pub fn kind(image: &[u8]) -> Kind<'_> {
     match SetupHeader::of(image) {
@@ -103,7 +103,7 @@ pub fn kind(image: &[u8]) -> Kind<'_> {
     }
 }
 
-/// The version that an image gives: in its header, or in what it says first.
+/// Returns the version of an image, from its header or its banner.
 #[must_use]
 pub fn version(image: &[u8]) -> Option<String> {
     let version = match SetupHeader::of(image) {
@@ -116,7 +116,7 @@ pub fn version(image: &[u8]) -> Option<String> {
         }
         None => return None,
     };
-    // As kerf decodes it: what is not ASCII is replaced.
+    // As in kerf: replace bytes that are not ASCII.
     let readable = |byte: &u8| match byte.is_ascii() {
         true => char::from(*byte),
         false => '\u{fffd}',
@@ -136,7 +136,7 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A bzImage with this payload.
+/// Returns a bzImage with this payload.
 #[cfg(test)]
 pub(crate) fn pack(payload: &[u8]) -> Vec<u8> {
     synthetic("6.12.9 (x@y)", payload)

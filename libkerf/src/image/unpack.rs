@@ -6,44 +6,44 @@ use thiserror::Error;
 
 use super::{Compression, ELF64, Kind, MAX_IMAGE_BYTES, kind, u16_at, u32_at, u64_at};
 
-/// What the older lz4 format begins with, each time; then come blocks.
+/// Magic number of the legacy lz4 format, which may repeat; blocks follow.
 const LZ4_BLOCKS: u32 = 0x184c_2102;
-/// What a block of the older lz4 format may have, unpacked.
+/// Maximum size of a decompressed block in the legacy lz4 format.
 const LZ4_BLOCK_BYTES: usize = 8 << 20;
 
-/// What unpacking lzma may take of memory besides what comes out, in KiB. Kernels are packed with 32 MiB.
+/// Maximum memory for lzma decompression besides its output, in KiB. Kernels are compressed with 32 MiB.
 const LZMA_MEMORY_KIB: u32 = 256 << 10;
 
-/// Why a bzImage is not unpacked.
+/// Why a bzImage cannot be unpacked.
 #[derive(Debug, Error)]
 pub enum UnpackError {
-    /// The header does not say where the kernel is, or it is not all there.
+    /// The header does not state the location of the kernel, or the kernel is incomplete.
     #[error("the bzImage is cut short, or too old to say where the kernel in it is")]
     NoPayload,
-    /// It is packed in a way that is not unpacked here.
+    /// The compression format is not supported.
     #[error(
         "the kernel in the bzImage is packed with {}, which is not unpacked here: unpack it with the \
          kernel's scripts/extract-vmlinux",
         .0.map_or("something unknown", Compression::as_str)
     )]
     Compression(Option<Compression>),
-    /// It does not unpack.
+    /// The decompression failed.
     #[error("the kernel in the bzImage does not unpack: {0}")]
     Broken(io::Error),
-    /// More than [`MAX_IMAGE_BYTES`].
+    /// The kernel is larger than [`MAX_IMAGE_BYTES`].
     #[error("the kernel in the bzImage has more than {MAX_IMAGE_BYTES} bytes")]
     TooLarge,
-    /// What comes out is no kernel.
+    /// The decompressed data is not a kernel.
     #[error("what is packed in the bzImage is no 64-bit ELF file")]
     NotElf,
 }
 
-/// The image in the form that a multikernel kernel loads: of a bzImage the kernel in it, everything
-/// else as it is. Whether that is a kernel, who loads it says.
+/// Returns the image in the form that a multikernel kernel loads: the kernel in a bzImage, or any
+/// other image unchanged. Whether that is a kernel is checked by its loader.
 ///
 /// # Errors
 ///
-/// Why a bzImage is not unpacked.
+/// Why a bzImage cannot be unpacked.
 pub fn unpack(image: &[u8]) -> Result<Cow<'_, [u8]>, UnpackError> {
     let payload = match kind(image) {
         Kind::BzImage { payload } => payload.ok_or(UnpackError::NoPayload)?,
@@ -51,7 +51,7 @@ pub fn unpack(image: &[u8]) -> Result<Cow<'_, [u8]>, UnpackError> {
     };
     let mut kernel = match Compression::of(payload) {
         Some(Compression::Gzip) => read(flate2::read::GzDecoder::new(payload))?,
-        // The unpacked size follows the frame, which ends before.
+        // The unpacked size follows the end of the frame.
         Some(Compression::Zstd) => {
             let decoder = zstd::stream::read::Decoder::with_buffer(payload);
             read(decoder.map_err(UnpackError::Broken)?.single_frame())?
@@ -87,7 +87,7 @@ fn bounded(bytes: Vec<u8>) -> Result<Vec<u8>, UnpackError> {
     }
 }
 
-/// Unpacks the older format: blocks, each after its size. The unpacked size follows the last one.
+/// Unpacks the legacy format: blocks with their sizes. The unpacked size follows the last block.
 fn lz4_blocks(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
     let broken = |what: &str| UnpackError::Broken(io::Error::other(what.to_owned()));
     let mut unpacked = Vec::new();
@@ -113,7 +113,7 @@ fn lz4_blocks(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
     Ok(unpacked)
 }
 
-/// The bytes of an ELF file, without what is appended to it.
+/// Returns the length of an ELF file, without appended data.
 fn elf_bytes(file: &[u8]) -> Option<usize> {
     if !file.starts_with(ELF64) {
         return None;
@@ -142,7 +142,7 @@ mod tests {
     use super::super::pack;
     use super::*;
 
-    /// An ELF file with one program header, and something behind it.
+    /// Returns an ELF file with one program header, followed by other data.
     fn kernel() -> (Vec<u8>, Vec<u8>) {
         let mut file = vec![0_u8; 64 + 56];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -210,7 +210,7 @@ mod tests {
         assert!(matches!(refused, UnpackError::Compression(None)));
         let text = zstd::encode_all(&b"no kernel"[..], 1).unwrap();
         assert!(matches!(unpack(&pack(&text)), Err(UnpackError::NotElf)));
-        // Headers that point anywhere.
+        // Headers with arbitrary offsets.
         let mut wild = kernel().0[..200].to_vec();
         for at in [32, 40, 54, 56, 58, 60, 72, 96] {
             let was = wild[at];

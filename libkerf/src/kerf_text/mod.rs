@@ -1,8 +1,8 @@
-//! The text form of kerf 0.1, `/multikernel-v1/;`.
+//! The text format of kerf 0.1, `/multikernel-v1/;`.
 //!
-//! It looks like device tree source but is not: kerf 0.1 found its parts with regular expressions, and later versions
-//! do not read it. This module reads it as kerf 0.1 did, quirks included, so that its contents can be converted; it
-//! reports what kerf 0.1 silently dropped.
+//! It resembles device tree source but is not: kerf 0.1 found its parts with regular expressions, and later versions
+//! do not read it. This module reads it as kerf 0.1 did, quirks included, so that its contents can be converted, and
+//! reports the parts that kerf 0.1 silently dropped.
 
 mod scan;
 
@@ -16,37 +16,37 @@ use crate::model::{
 use crate::tree::MAX_DEPTH;
 use scan::{after, block, brace_end, flag, number_list, word_before};
 
-/// The largest text that is read, in bytes.
+/// Maximum size of a text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
-/// What a text said.
+/// The contents of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KerfText {
-    /// Pool and instances. The pool has one chunk, at the address that the text gives; what is to be
-    /// written to a kernel of today is [`Resources::to_baseline`].
+    /// Pool and instances. The pool has one chunk, at the address in the text;
+    /// [`Resources::to_baseline`] returns the tree for a current kernel.
     pub system: System,
-    /// What kerf 0.1 did not see, or saw otherwise than it looks.
+    /// Parts that kerf 0.1 did not see, or read in an unexpected way.
     pub remarks: Vec<String>,
 }
 
 /// Why kerf 0.1 did not read a text.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum KerfTextError {
-    /// More than [`MAX_TEXT_BYTES`].
+    /// The text is larger than [`MAX_TEXT_BYTES`].
     #[error("kerf text: {0} bytes; at most {MAX_TEXT_BYTES} are read")]
     TooLarge(usize),
-    /// Braces lie too deep.
+    /// Braces are nested too deep.
     #[error("kerf text: more than {MAX_DEPTH} nested braces")]
     Depth,
-    /// A part that must be there.
+    /// A required part is missing.
     #[error("kerf text: no {0}")]
     Missing(&'static str),
-    /// A number that is none. CPUs are decimal, memory is hexadecimal.
+    /// An invalid number. CPUs are decimal, memory is hexadecimal.
     #[error("kerf text: {name}: {text:?} is not a {form} number below 2^64")]
     Number {
-        /// Where it stands.
+        /// Name of the field.
         name: String,
-        /// What stands there.
+        /// The text in place of the number.
         text: String,
         /// Decimal or hexadecimal.
         form: &'static str,
@@ -57,7 +57,7 @@ pub enum KerfTextError {
 ///
 /// # Errors
 ///
-/// What kerf 0.1 would have stopped at.
+/// The error at which kerf 0.1 would have stopped.
 pub fn read(text: &str) -> Result<KerfText, KerfTextError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(KerfTextError::TooLarge(text.len()));
@@ -73,7 +73,7 @@ pub fn read(text: &str) -> Result<KerfText, KerfTextError> {
     Ok(KerfText { system, remarks })
 }
 
-/// Refuses braces that lie too deep. What is read below is read once for each brace around it.
+/// Refuses braces that are nested too deep: the functions below read a text once for each surrounding brace.
 fn check_depth(text: &str) -> Result<(), KerfTextError> {
     let mut depth = 0_usize;
     for byte in text.bytes() {
@@ -87,7 +87,7 @@ fn check_depth(text: &str) -> Result<(), KerfTextError> {
     Ok(())
 }
 
-/// Things by name; of two of one name the later one counts.
+/// A collection by name; of two entries with the same name the later one counts.
 struct ByName<'a, T> {
     all: Vec<Option<T>>,
     places: HashMap<&'a str, usize>,
@@ -101,7 +101,7 @@ impl<'a, T> ByName<'a, T> {
         }
     }
 
-    /// Adds it behind all others, and takes out an earlier one.
+    /// Adds an entry after all others, and removes an earlier one with the same name.
     fn push(&mut self, name: &'a str, thing: T) {
         if let Some(earlier) = self.places.insert(name, self.all.len()) {
             self.all[earlier] = None;
@@ -109,7 +109,7 @@ impl<'a, T> ByName<'a, T> {
         self.all.push(Some(thing));
     }
 
-    /// Puts it in the place of an earlier one, and says whether there was one.
+    /// Replaces an earlier entry with the same name in place. Returns whether there was one.
     fn replace(&mut self, name: &'a str, thing: T) -> bool {
         let earlier = self.places.get(name).copied();
         match earlier {
@@ -202,14 +202,14 @@ fn read_device(name: &str, text: &str) -> Result<Device, KerfTextError> {
     })
 }
 
-/// Instances, line by line. One that cannot be read was dropped without a word.
+/// Reads instances, line by line. kerf 0.1 silently dropped an instance that it could not read.
 fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
     let Some(own) = block(text, "instances") else {
         return Vec::new();
     };
     let lines: Vec<&str> = own.split('\n').collect();
     let mut instances = ByName::new();
-    // The end of the last instance: what lies within it is not lost.
+    // The end of the last instance: text within it is not lost.
     let mut end = 0;
     for (number, line) in lines.iter().enumerate() {
         let line = line.trim();
@@ -246,7 +246,7 @@ fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
     instances.into_vec()
 }
 
-/// How many lines a node has, the one that closes it included.
+/// Returns the number of lines of a node, including the closing one.
 fn node_lines(lines: &[&str]) -> Option<usize> {
     let mut depth = 0_i64;
     for (number, line) in lines.iter().enumerate() {
@@ -302,10 +302,10 @@ fn read_instance(name: &str, text: &str) -> Option<Instance> {
     })
 }
 
-/// Names for virtual functions and namespaces: `eth0_vf1: net-vf@1 { parent = <&eth0>; vf-id = <1>; };`
+/// Reads the names for virtual functions and namespaces: `eth0_vf1: net-vf@1 { parent = <&eth0>; vf-id = <1>; };`
 fn read_references(text: &str) -> Vec<DeviceReference> {
     let mut references = ByName::new();
-    // Where the last one ends: what lies within it is no other.
+    // The end of the last reference: text within it is not another reference.
     let mut end = 0;
     for (colon, _) in text.match_indices(':') {
         if colon < end {
@@ -341,7 +341,7 @@ fn read_references(text: &str) -> Vec<DeviceReference> {
     references.into_vec()
 }
 
-/// A decimal number between angle brackets, with nothing else there.
+/// Returns a decimal number between angle brackets, without any other text.
 fn after_number(text: &str, key: &str) -> Option<u32> {
     scan::all_after(text, key, '<', '>').find_map(|inner| {
         let is_number = !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_digit());
@@ -370,7 +370,7 @@ fn narrow(name: &str, text: &str) -> Result<Vec<u32>, KerfTextError> {
         .collect()
 }
 
-/// One or two hexadecimal cells. The low one may have more than 32 bits.
+/// Parses one or two hexadecimal cells. The low one may have more than 32 bits.
 fn hexadecimal(name: &str, text: &str) -> Result<u64, KerfTextError> {
     let cells: Option<Vec<u128>> = text
         .split_whitespace()

@@ -1,14 +1,14 @@
 //! The parts that kerf 0.1 found with regular expressions.
 
-/// What stands between `open` and the next `close`, for each `key = open…close`, or `key open…close`
-/// when `open` is a brace. Empty ones do not count.
+/// Returns the texts between `open` and the next `close`, for each `key = open…close`, or
+/// `key open…close` if `open` is a brace. Empty ones do not count.
 pub(super) fn all_after<'a>(
     text: &'a str,
     key: &'a str,
     open: char,
     close: char,
 ) -> impl Iterator<Item = &'a str> + 'a {
-    // The last `close` that was found: for all that opens before it, it is the next one.
+    // Position of the last `close` found, which is the next one for every `open` before it.
     let mut known: Option<usize> = None;
     text.match_indices(key).filter_map(move |(at, _)| {
         let mut rest = text[at + key.len()..].trim_start();
@@ -30,18 +30,18 @@ pub(super) fn all_after<'a>(
     })
 }
 
-/// The first of [`all_after`].
+/// Returns the first of [`all_after`].
 pub(super) fn after<'a>(text: &'a str, key: &'a str, open: char, close: char) -> Option<&'a str> {
     all_after(text, key, open, close).next()
 }
 
-/// Whether `key;` is there.
+/// Returns whether the text contains `key;`.
 pub(super) fn flag(text: &str, key: &str) -> bool {
     let mut found = text.match_indices(key);
     found.any(|(at, _)| text[at + key.len()..].trim_start().starts_with(';'))
 }
 
-/// What stands in the braces of the first `key {`, up to the brace that closes it.
+/// Returns the text in the braces of the first `key {`, up to the matching brace.
 pub(super) fn block<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let open = text.match_indices(key).find_map(|(at, _)| {
         let rest = &text[at + key.len()..];
@@ -52,7 +52,7 @@ pub(super) fn block<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     Some(&text[open + 1..open + end])
 }
 
-/// Where the brace closes that the text starts with.
+/// Returns the position of the brace that matches the one at the start of the text.
 pub(super) fn brace_end(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     for (at, byte) in text.bytes().enumerate() {
@@ -70,7 +70,7 @@ pub(super) fn brace_end(text: &str) -> Option<usize> {
     None
 }
 
-/// The word that a text ends with, white space behind it apart.
+/// Returns the last word of a text, ignoring trailing white space.
 pub(super) fn word_before(text: &str) -> Option<&str> {
     let text = text.trim_end();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -80,15 +80,15 @@ pub(super) fn word_before(text: &str) -> Option<&str> {
     Some(&text[start..]).filter(|word| !word.is_empty())
 }
 
-/// Whether a label is one of a virtual function or a namespace: it ends in `_vf` or `_ns` and digits.
+/// Returns whether a label names a virtual function or a namespace: it ends in `_vf` or `_ns` and digits.
 pub(super) fn is_function(label: &str) -> bool {
     let stem = label.trim_end_matches(|c: char| c.is_ascii_digit());
     let named = stem.strip_suffix("_vf").or(stem.strip_suffix("_ns"));
     stem.len() < label.len() && named.is_some_and(|name| !name.is_empty())
 }
 
-/// What stands in the braces of `word-word@digits { … }`, after the colon of its label, and what
-/// follows.
+/// Returns the text in the braces of `word-word@digits { … }`, after the colon of its label, and
+/// the text that follows.
 pub(super) fn reference_body(text: &str) -> Option<(&str, &str)> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let word = |text: &str| text.find(|c| !is_word(c)).filter(|end| *end > 0);
@@ -103,7 +103,7 @@ pub(super) fn reference_body(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| (&inner[..end], &inner[end + 1..]))
 }
 
-/// Decimal numbers with white space between; else the one that is none.
+/// Parses decimal numbers separated by white space; the error is the first invalid one.
 pub(super) fn number_list(text: &str) -> Result<Vec<u64>, &str> {
     let words = text.split_whitespace();
     words

@@ -16,26 +16,26 @@ use crate::overlay::Status;
 /// Path of the console devices.
 pub const CONSOLE: &str = "/dev/mktty";
 
-/// How long the status may lag behind a call that has returned.
+/// Maximum time by which the status lags behind a call that has returned.
 const LAG: Duration = Duration::from_secs(2);
 
 /// Whether an instance's CPUs are known to have stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parked {
-    /// The kernel has waited for each of them.
+    /// The kernel has waited for each of the CPUs.
     Confirmed,
-    /// The kernel has told the CPUs to stop and does not report whether they did: generations D and E do not. Nothing
-    /// that they could still write to may be reused.
+    /// The kernel has told the CPUs to stop and does not report whether they did, as in generations D and E. Memory
+    /// that they could still write to must not be reused.
     Unconfirmed,
 }
 
-/// Why a kernel is not loaded, booted or halted.
+/// Why a kernel was not loaded, booted or halted.
 #[derive(Debug, Error)]
 pub enum BootError {
-    /// Something could not be read, or did not come in time.
+    /// A read failed or timed out.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The instance does something else. Nothing was done.
+    /// The instance has another status. Nothing was done.
     #[error("cannot {action} {name:?}: it must be {wanted}, but it is {}; nothing was done", is.as_str())]
     State {
         /// The attempted action.
@@ -57,7 +57,8 @@ pub enum BootError {
         /// Its id.
         id: u32,
     },
-    /// The kernel took the boot, and the instance is not active: once it is, only its end makes it something else.
+    /// The kernel accepted the boot, but the instance is not active: once active, it changes its status only when it
+    /// ends.
     #[error("{name:?} was booted and {}: it is {} after {} ms; its console says why",
         match is {
             Status::Loaded => "its kernel ended while it booted, as after a panic",
@@ -69,10 +70,10 @@ pub enum BootError {
         name: String,
         /// The actual status.
         is: Status,
-        /// How long it was waited for.
+        /// Time waited.
         waited: Duration,
     },
-    /// The command line holds a NUL.
+    /// The command line contains a NUL.
     #[error("the command line holds a NUL byte; nothing was done")]
     CommandLine,
     /// The kernel refused.
@@ -87,7 +88,7 @@ pub enum BootError {
     },
 }
 
-/// The meaning of a kernel error here.
+/// Returns the meaning of a kernel error here.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match (action, error.raw_os_error().map(Errno::from_raw)) {
         (_, Some(Errno::EPERM)) => {
@@ -107,7 +108,7 @@ fn advice(action: &str, error: &io::Error) -> &'static str {
 }
 
 impl Kernel {
-    /// An instance's id.
+    /// Returns an instance's id.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// Why it is not loaded. What a load that failed has left is unloaded.
+    /// Why the kernel was not loaded. Remains of a failed load are unloaded.
     pub fn load(
         &self,
         calls: &(impl Calls + ?Sized),
@@ -135,8 +136,8 @@ impl Kernel {
         let cmdline = CString::new(cmdline).map_err(|_| BootError::CommandLine)?;
         let id = self.expect(name, "load", &[Status::Ready])?;
         if let Err(source) = calls.load(id, image, initrd, &cmdline) {
-            // A load that failed can leave an image that is half there, and in the way of the next. An
-            // instance that is running by now is not touched.
+            // A failed load can leave a partial image, which blocks the next load. An instance that
+            // runs by now is left alone.
             if self.status(name)? == Status::Ready {
                 let _ = calls.unload(id);
             }
@@ -145,11 +146,11 @@ impl Kernel {
         Ok(self.wait_for(name, Status::Loaded, LAG)?)
     }
 
-    /// Unloads an instance's kernel. The kernel would also unload one that runs; this does not.
+    /// Unloads an instance's kernel. Unlike the kernel's call, this function refuses to unload a running kernel.
     ///
     /// # Errors
     ///
-    /// Why it is not unloaded.
+    /// Why the kernel was not unloaded.
     pub fn unload(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "unload", &[Status::Loaded])?;
         calls
@@ -158,11 +159,11 @@ impl Kernel {
         Ok(self.wait_for(name, Status::Ready, LAG)?)
     }
 
-    /// Boots the kernel that is loaded. That an instance is active does not mean that it runs.
+    /// Boots the loaded kernel. An active instance does not necessarily run.
     ///
     /// # Errors
     ///
-    /// Why it is not booted.
+    /// Why the kernel was not booted.
     pub fn boot(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "boot", &[Status::Loaded])?;
         calls
@@ -182,7 +183,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// Why it has not halted.
+    /// Why the kernel has not halted.
     pub fn halt(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "halt", &[Status::Active])?;
         calls
@@ -191,15 +192,15 @@ impl Kernel {
         Ok(self.wait_for(name, Status::Loaded, LAG)?)
     }
 
-    /// Stops an instance's CPUs, whatever its kernel is doing, and returns whether the kernel has seen them stop.
+    /// Stops an instance's CPUs, whatever its kernel is doing. Returns whether the kernel has confirmed their stop.
     ///
-    /// A second stop tells the kernels apart: one that waits for the CPUs knows that there are none left
-    /// to stop and refuses; one that does not wait stops them again, which does no harm and reaches those
-    /// that the first has missed.
+    /// A second stop distinguishes two kinds of host kernels: one that waits for the CPUs knows that none is left to
+    /// stop, and refuses; one that does not wait stops them again, which is harmless and reaches those that the first
+    /// stop missed.
     ///
     /// # Errors
     ///
-    /// Why they were not stopped.
+    /// Why the CPUs were not stopped.
     pub fn halt_by_force(
         &self,
         calls: &(impl Calls + ?Sized),
@@ -211,7 +212,7 @@ impl Kernel {
         let is_refused = |error: &io::Error| error.raw_os_error() == Some(nix::libc::EINVAL);
         match stop() {
             Ok(()) => {}
-            // It is loaded, and a kernel that waits for CPUs has none of it to stop.
+            // The kernel is loaded but not running: a host kernel that waits for CPUs has none to stop.
             Err(error) if was_loaded && is_refused(&error) => return Ok(Parked::Confirmed),
             Err(source) => return Err(refused("halt by force", name, source)),
         }
@@ -223,12 +224,12 @@ impl Kernel {
         }
     }
 
-    /// Opens an instance's console, at [`CONSOLE`] or wherever its device is. What it said before is not
-    /// repeated, and one reader at a time gets what it says.
+    /// Opens an instance's console, at [`CONSOLE`] or at another device path. Earlier output is not
+    /// repeated, and only one reader at a time receives the output.
     ///
     /// # Errors
     ///
-    /// When there is no such instance or device.
+    /// When the instance or the device does not exist.
     pub fn console(&self, device: &Path, name: &str) -> Result<File, BootError> {
         let id = self.id(name)?;
         let open = || {
@@ -239,7 +240,7 @@ impl Kernel {
         open().map_err(|source| refused("open the console of", name, source))
     }
 
-    /// The id of an instance that is in one of these states.
+    /// Returns the id of an instance whose status must be one of these.
     fn expect(
         &self,
         name: &str,

@@ -9,7 +9,7 @@ use nix::libc;
 /// The action that reboot(2) performs on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Start the kernel that is loaded.
+    /// Start the loaded kernel.
     Boot,
     /// Ask the kernel to halt; the call waits up to 30 s for it.
     Halt,
@@ -18,7 +18,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The number of it.
+    /// Returns its number.
     #[must_use]
     pub fn code(self) -> u32 {
         match self {
@@ -29,13 +29,13 @@ impl Command {
     }
 }
 
-/// The system calls to the kernel: the real ones, or those of a test.
+/// The system calls to the kernel: the real ones, or a test's.
 pub trait Calls {
     /// Loads an image for an instance.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's error.
     fn load(
         &self,
         id: u32,
@@ -48,14 +48,14 @@ pub trait Calls {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's error.
     fn unload(&self, id: u32) -> io::Result<()>;
 
     /// Boots or halts an instance.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's error.
     fn reboot(&self, command: Command, id: u32) -> io::Result<()>;
 }
 
@@ -73,7 +73,7 @@ const NO_FD: libc::c_long = -1;
 const MAGIC_1: u32 = 0xfee1_dead;
 const MAGIC_2: u32 = 672_274_793;
 
-/// The flags of a load for this instance.
+/// Returns the flags of a load for this instance.
 fn flags(id: u32, others: libc::c_ulong) -> libc::c_ulong {
     (libc::c_ulong::from(id) << ID_SHIFT) & 0xffe0 | MULTIKERNEL | others
 }
@@ -97,7 +97,7 @@ impl Calls for SystemCalls {
     ) -> io::Result<()> {
         let others = if initrd.is_none() { NO_INITRAMFS } else { 0 };
         let initrd = initrd.map_or(NO_FD, |fd| libc::c_long::from(fd.as_raw_fd()));
-        // The NUL counts; an empty line is none.
+        // The length includes the NUL; an empty line counts as none.
         let (line, length) = match cmdline.to_bytes_with_nul() {
             [0] => (std::ptr::null(), 0),
             bytes => (cmdline.as_ptr(), bytes.len()),
@@ -119,7 +119,7 @@ impl Calls for SystemCalls {
     #[allow(unsafe_code, reason = "kexec_file_load has no wrapper")]
     fn unload(&self, id: u32) -> io::Result<()> {
         let none = std::ptr::null::<libc::c_char>();
-        // SAFETY: no descriptor, and no line: the kernel reads no memory of ours.
+        // SAFETY: no descriptor and no command line are passed: the kernel reads no memory of this process.
         result(unsafe {
             libc::syscall(
                 libc::SYS_kexec_file_load,
@@ -134,7 +134,7 @@ impl Calls for SystemCalls {
 
     #[allow(unsafe_code, reason = "the wrappers of reboot know no such commands")]
     fn reboot(&self, command: Command, id: u32) -> io::Result<()> {
-        // `struct { int mk_id; }`; ids that are loaded for are below 2048.
+        // `struct { int mk_id; }`; ids of loadable instances are below 2048.
         let argument = id;
         // SAFETY: the argument is four bytes that live until the call returns, and the kernel writes
         // nothing there. A kernel that does not know the command refuses it.

@@ -1,4 +1,4 @@
-//! Which transaction made an instance: the kernel tells instances apart by name and id, and gives both again.
+//! Finds the transaction that created an instance: the kernel identifies instances by name and id, and reuses both.
 
 use std::io;
 
@@ -9,14 +9,14 @@ use crate::dtb;
 use crate::model::Virtio;
 use crate::overlay::{Operation, Overlay};
 
-/// The transaction that made an instance.
+/// The transaction that created an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Creation {
-    /// The kernel's number of it. A boot of the host never gives a number twice.
+    /// The kernel's number of the transaction. A number is unique within one boot of the host.
     pub transaction: u64,
     /// The note of its overlay ([`Overlay::note`]).
     pub note: Option<String>,
-    /// The virtio devices that it was made with.
+    /// The virtio devices with which it was created.
     pub virtio: Vec<Virtio>,
 }
 
@@ -30,12 +30,12 @@ enum Done {
 }
 
 impl Kernel {
-    /// The transaction that made the instance which has this name now; none when the transactions that are there do
-    /// not tell. Reads them from the newest on, as far as it takes.
+    /// Returns the transaction that created the instance which has this name now; `None` if the existing
+    /// transactions do not tell. Reads transactions from the newest back, as far as needed.
     ///
     /// # Errors
     ///
-    /// If a transaction cannot be read. A transaction that is rolled back meanwhile is skipped.
+    /// If a transaction cannot be read. A transaction that is rolled back in the meantime is skipped.
     pub fn creation(&self, name: &str) -> Result<Option<Creation>, KernelError> {
         let mut perhaps = None;
         for transaction in self.transactions()?.into_iter().rev() {
@@ -43,10 +43,10 @@ impl Kernel {
                 continue;
             };
             match done {
-                // What failed later failed because this instance was there.
+                // Later creations failed because this instance existed.
                 Done::Created => return Ok(Some(creation)),
                 Done::PerhapsCreated => perhaps = Some(creation),
-                // The instance is there, so whatever came after has made it.
+                // The instance exists, so a later transaction has created it.
                 Done::Removed => return Ok(perhaps),
                 Done::PerhapsRemoved if perhaps.is_some() => return Ok(perhaps),
                 Done::PerhapsRemoved => {}
@@ -55,7 +55,8 @@ impl Kernel {
         Ok(perhaps)
     }
 
-    /// The effect of a transaction on the instance with this name and, if that was its creation, how.
+    /// Returns the effect of a transaction on the instance with this name, with the details of its creation if the
+    /// transaction created it.
     fn done_to(
         &self,
         name: &str,
@@ -65,7 +66,7 @@ impl Kernel {
         let Some(blob) = still_there(read_bytes(&path))? else {
             return Ok(None);
         };
-        // The kernel has run nothing of a blob that is no tree.
+        // The kernel has executed nothing of an invalid blob.
         let Ok(tree) = dtb::read(&blob) else {
             return Ok(None);
         };
@@ -73,7 +74,7 @@ impl Kernel {
         let Some(about) = is_about(&overlay, name) else {
             return Ok(None);
         };
-        // Only of those about this name: the status of another may be one that is not known here.
+        // Read the status only for transactions about this name: another transaction may have an unknown status.
         let Some(status) = still_there(self.transaction_status(transaction))? else {
             return Ok(None);
         };
@@ -93,7 +94,7 @@ impl Kernel {
     }
 }
 
-/// The value read; `None` if its transaction was rolled back meanwhile.
+/// Returns the value read; `None` if its transaction was rolled back meanwhile.
 fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError> {
     match read {
         Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -102,12 +103,12 @@ fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError
 }
 
 enum About {
-    /// With these devices.
+    /// Creation with these devices.
     Creation(Vec<Virtio>),
     Removal,
 }
 
-/// The last thing that an overlay does about the existence of an instance.
+/// Returns the last operation of an overlay that creates or removes the instance.
 fn is_about(overlay: &Overlay, name: &str) -> Option<About> {
     let operations = overlay.fragments.iter().flat_map(|f| &f.operations);
     operations.rev().find_map(|operation| match operation {

@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Default time that a change waits for others in progress.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The most instances that are read: more ids there are not.
+/// Maximum number of instances: the number of ids.
 const MAX_INSTANCES: usize = 2047;
 
 /// The kernel's files.
@@ -36,20 +36,20 @@ impl Default for Kernel {
     }
 }
 
-/// Why something could not be had of the kernel.
+/// Why a request to the kernel failed.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// A file is not there, or cannot be read or written.
+    /// A file does not exist, or cannot be read or written.
     #[error("{action} {}: {source}", path.display())]
     Io {
         /// The attempted action.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// A file holds no device tree.
+    /// A file does not contain a device tree.
     #[error("{}: {source}", path.display())]
     Tree {
         /// The file.
@@ -57,13 +57,13 @@ pub enum KernelError {
         /// The error in it.
         source: DtbError,
     },
-    /// There is no pool yet.
+    /// The pool does not exist yet.
     #[error("{} shows no pool: write a baseline to it first, with kerf init", path.display())]
     NoPool {
         /// The root tree.
         path: PathBuf,
     },
-    /// A file says something that is not known.
+    /// A file has unknown contents.
     #[error("{} says {text:?}", path.display())]
     Unknown {
         /// The file.
@@ -71,7 +71,7 @@ pub enum KernelError {
         /// Its contents.
         text: String,
     },
-    /// A state did not come in time.
+    /// A status was not reached in time.
     #[error("instance {name:?} is {is} after {} ms, not {wanted}", waited.as_millis())]
     Late {
         /// The instance.
@@ -80,16 +80,16 @@ pub enum KernelError {
         is: &'static str,
         /// The expected status.
         wanted: &'static str,
-        /// How long it was waited for.
+        /// Time waited.
         waited: Duration,
     },
-    /// A tree breaks rules.
+    /// A tree violates rules.
     #[error("the tree breaks rules:\n{0}")]
     Invalid(Report),
 }
 
 impl Kernel {
-    /// The files in this directory, and the lock that changes are made under.
+    /// Uses the kernel's files in this directory, and this lock for changes.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>, lock: impl Into<PathBuf>) -> Self {
         Self {
@@ -99,14 +99,14 @@ impl Kernel {
         }
     }
 
-    /// The same, but a change waits at most this long for others in progress.
+    /// Sets the maximum time that a change waits for others in progress.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Removes the lock that a process of ours has left behind ([`Lock::remove_left`]).
+    /// Removes the lock that another process with this library has left behind ([`Lock::remove_left`]).
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Kernel {
         Lock::remove_left(&self.lock)
     }
 
-    /// The pool's tree, as it is now.
+    /// Returns the pool's current tree.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Kernel {
         }
     }
 
-    /// The names of all instances, sorted.
+    /// Returns the names of all instances, sorted.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Kernel {
         Ok(names)
     }
 
-    /// The tree that the kernel serves for one instance.
+    /// Returns the tree that the kernel serves for one instance.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl Kernel {
         read_tree(&self.instance_path(name).join("device_tree"))
     }
 
-    /// The resources of one instance.
+    /// Returns the resources of one instance.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// The status of one instance.
+    /// Returns the status of one instance.
     ///
     /// # Errors
     ///
@@ -178,11 +178,11 @@ impl Kernel {
         Status::parse(&text).ok_or(KernelError::Unknown { path, text })
     }
 
-    /// Waits until an instance does something.
+    /// Waits until an instance has this status.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, or does not reach the state in time.
+    /// If the status cannot be read, or is not reached in time.
     pub fn wait_for(
         &self,
         name: &str,
@@ -207,7 +207,7 @@ impl Kernel {
         }
     }
 
-    /// Pool, instances and what they do. An instance that goes away meanwhile is left out.
+    /// Returns pool, instances and their status. An instance that disappears in the meantime is left out.
     ///
     /// # Errors
     ///
@@ -236,11 +236,11 @@ impl Kernel {
         })
     }
 
-    /// Writes a baseline: makes the pool, once. It is judged first, and the pool is read back.
+    /// Writes a baseline, which creates the pool, once. Checks the baseline first, and reads the pool back.
     ///
     /// # Errors
     ///
-    /// If it violates rules, or the kernel refuses it.
+    /// If the baseline violates rules, or the kernel refuses it.
     pub fn write_baseline(
         &self,
         baseline: &DeviceTree,
@@ -285,7 +285,7 @@ fn read_tree(path: &Path) -> Result<DeviceTree, KernelError> {
     })
 }
 
-/// Reads a file, not more than a tree may have.
+/// Reads a file, up to the maximum size of a tree.
 pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, KernelError> {
     let limit = MAX_BLOB_BYTES as u64 + 1;
     let mut bytes = Vec::new();
@@ -299,7 +299,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, KernelError> {
     Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
 }
 
-/// Writes in one call: the kernel takes each call for a whole tree.
+/// Writes in one call: the kernel treats each call as a whole tree.
 pub(super) fn write_at_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).open(path)?;
     let written = file.write(bytes)?;

@@ -1,4 +1,4 @@
-//! Loading files, and what is written down of them.
+//! Loads files, and records them.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -13,10 +13,10 @@ use super::{BootError, Calls, Kernel};
 use crate::image::{self, UnpackError};
 use crate::record::{Image, Initrd, Record, RecordError, Records, read_image};
 
-/// The files to load in an instance.
+/// The files to load into an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
-    /// The kernel image: a `vmlinux`, or a bzImage, which is unpacked for the kernel.
+    /// The kernel image: a `vmlinux`, or a bzImage, which is unpacked first.
     pub kernel: PathBuf,
     /// The initial file system.
     pub initrd: Option<PathBuf>,
@@ -24,7 +24,7 @@ pub struct Files {
     pub cmdline: String,
 }
 
-/// Why files are not loaded, or not written down.
+/// Why files were not loaded or not recorded.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// A file cannot be read. Nothing was done.
@@ -35,13 +35,13 @@ pub enum LoadError {
     Packed {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: UnpackError,
     },
-    /// There is no memory for the unpacked kernel. Nothing was done.
+    /// Not enough memory for the unpacked kernel. Nothing was done.
     #[error("making a file in memory for the unpacked kernel: {0}; nothing was loaded")]
     Memory(io::Error),
-    /// The kernel did not load it.
+    /// The kernel refused the load.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// The kernel is loaded, but not recorded: kerf shows the instance without its image.
@@ -53,13 +53,13 @@ pub enum LoadError {
 }
 
 impl Kernel {
-    /// Loads a kernel from files and records where it comes from, as `kerf load` does: path, size,
-    /// SHA-256 and version of what was loaded, and when. What an earlier record had besides is kept but
-    /// for the root file system, which belonged to the earlier kernel.
+    /// Loads a kernel from files and records its origin, as `kerf load` does: path, size, SHA-256 and
+    /// version of the loaded files, and the time. Keeps other contents of an earlier record, except the
+    /// root file system, which belonged to the earlier kernel.
     ///
     /// # Errors
     ///
-    /// Why it is not loaded, or not recorded.
+    /// Why the kernel was not loaded, or not recorded.
     pub fn load_files(
         &self,
         calls: &(impl Calls + ?Sized),
@@ -67,7 +67,7 @@ impl Kernel {
         files: &Files,
         records: &Records,
     ) -> Result<Record, LoadError> {
-        // What is read is recorded and loaded: the record says what runs.
+        // The same bytes are recorded and loaded: the record describes the running kernel.
         let mut kernel = open(&files.kernel)?;
         let bytes = read_image(&files.kernel, &mut kernel).map_err(LoadError::File)?;
         let unpacked = image::unpack(&bytes).map_err(|source| LoadError::Packed {
@@ -98,11 +98,11 @@ impl Kernel {
         Ok(record)
     }
 
-    /// Unloads an instance's kernel and removes the record of it, as `kerf unload` does.
+    /// Unloads an instance's kernel and removes its record, as `kerf unload` does.
     ///
     /// # Errors
     ///
-    /// Why it is not unloaded, or its record still there.
+    /// Why the kernel was not unloaded, or why its record still exists.
     pub fn unload_recorded(
         &self,
         calls: &(impl Calls + ?Sized),
@@ -114,7 +114,7 @@ impl Kernel {
     }
 }
 
-/// A file that is nowhere but in memory, and gone when it is closed.
+/// Returns a file that exists only in memory, until it is closed.
 fn in_memory(bytes: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create(c"kernel", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;

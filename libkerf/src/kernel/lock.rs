@@ -1,8 +1,8 @@
-//! The lock that keeps kerf and others of us apart.
+//! The lock between kerf and processes with this library.
 //!
-//! kerf's lock is a file: who creates it has the lock, and a kerf that dies leaves it behind for ever.
-//! Ours is the same file, with a kernel lock (`flock`) on it besides: it keeps kerf out while it is
-//! there, and what a process of ours leaves behind is seen not to be locked and is taken over.
+//! kerf's lock is a file: the process that creates it holds the lock, and a kerf that dies leaves it behind forever.
+//! This library uses the same file, and additionally a kernel lock (`flock`) on it: the file keeps kerf out while it
+//! exists, and a file that was left behind by a process with this library is not locked and can be taken over.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -20,27 +20,27 @@ use thiserror::Error;
 /// Path of kerf's lock, for root.
 pub const KERF_LOCK: &str = "/var/run/kerf.lock";
 
-/// How often a lock that is taken is looked at again.
+/// Polling interval for a held lock.
 const POLL: Duration = Duration::from_millis(20);
 
 /// Contents of the file if libkerf created it. kerf's file is empty.
 const MARK: &str = "libkerf ";
 
-/// How much of the file is read.
+/// Maximum number of bytes read from the file.
 const MAX_TEXT_BYTES: u64 = 256;
 
 /// The lock, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    // Locked until it is closed, which is after the file's name is gone.
+    // Locked until it is closed, which happens after the file is unlinked.
     file: Flock<File>,
 }
 
-/// The reason why the lock was not acquired.
+/// Why the lock was not acquired.
 #[derive(Debug, Error)]
 pub enum LockError {
-    /// Another process of ours has it.
+    /// Another process with this library holds the lock.
     #[error("{} is held by {holder}", path.display())]
     Held {
         /// The file.
@@ -53,10 +53,10 @@ pub enum LockError {
     Kerf {
         /// The file.
         path: PathBuf,
-        /// How old it is.
+        /// Age of the file.
         age: Duration,
     },
-    /// The file cannot be made or locked.
+    /// The file cannot be created or locked.
     #[error("locking {}: {source}", path.display())]
     Io {
         /// The file.
@@ -67,7 +67,7 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock, and waits at most so long for it.
+    /// Acquires the lock; waits at most `patience`.
     ///
     /// # Errors
     ///
@@ -86,14 +86,14 @@ impl Lock {
         }
     }
 
-    /// Removes the lock that a process of ours has left behind when it was killed: kerf would wait for it in vain.
-    /// Whether there was one. A lock of kerf's, or one that is held, stays.
+    /// Removes the lock that a killed process with this library has left behind: kerf would wait for it in vain.
+    /// Returns whether there was one. A lock of kerf's, or one that is held, stays.
     ///
     /// # Errors
     ///
     /// If the lock cannot be examined.
     pub fn remove_left(path: &Path) -> Result<bool, LockError> {
-        // Taking it would make the file where there is none.
+        // Taking the lock would create a missing file.
         if !path.exists() {
             return Ok(false);
         }
@@ -116,7 +116,7 @@ impl Lock {
             Ok(file) => take_over(file, path)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => match make(path) {
                 Ok(file) => file,
-                // Somebody was faster.
+                // Another process was faster.
                 Err(Errno::EEXIST) => return Err(held(path, String::new())),
                 Err(error) => return Err(io(error.into())),
             },
@@ -131,14 +131,14 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // The name goes first: who locks the file after that sees that it has no name any more.
+        // Unlink the file first: a process that locks it after that sees that it has no name any more.
         if is_in_place(&self.file, &self.path) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Creates the file, locked and marked before it has a name, so that no one sees it otherwise.
+/// Creates the file, locked and marked before it has a name, so that no other process sees it in another state.
 fn make(path: &Path) -> Result<Flock<File>, Errno> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
@@ -156,7 +156,7 @@ fn make(path: &Path) -> Result<Flock<File>, Errno> {
     Ok(file)
 }
 
-/// Takes a file that is there, when a process of ours has left it behind.
+/// Takes over an existing file that a process with this library has left behind.
 fn take_over(file: File, path: &Path) -> Result<Flock<File>, LockError> {
     let io = |source| LockError::Io {
         path: path.to_owned(),
@@ -168,7 +168,7 @@ fn take_over(file: File, path: &Path) -> Result<Flock<File>, LockError> {
         Err((_, error)) => return Err(io(error.into())),
     };
     if !is_in_place(&file, path) {
-        // It was released between opening and locking.
+        // The lock was released between the open and the lock.
         return Err(held(path, String::new()));
     }
     if !text_of(&mut file).starts_with(MARK) {
@@ -187,7 +187,7 @@ fn lock(file: File) -> Result<Flock<File>, (File, Errno)> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
 }
 
-/// Says in the file who has it.
+/// Writes the holder into the file.
 fn sign(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
@@ -216,7 +216,7 @@ fn held(path: &Path, holder: String) -> LockError {
     }
 }
 
-/// Whether the name still is this file's.
+/// Returns whether the path still names this file.
 fn is_in_place(file: &File, path: &Path) -> bool {
     let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {
@@ -294,7 +294,7 @@ mod tests {
     fn a_lock_that_has_lost_its_name_is_none() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kerf.lock");
-        // Opened just before its owner releases it, and somebody else takes it.
+        // Opened just before its owner releases it, and another process takes it.
         std::fs::write(&path, "libkerf pid 1\n").unwrap();
         let opened = OpenOptions::new()
             .read(true)

@@ -1,8 +1,8 @@
-//! The kernel's files, `/sys/fs/multikernel`: what it says of pool and instances, and overlays as
-//! transactions; and the calls that load, boot and halt.
+//! The kernel's files, `/sys/fs/multikernel`: pool, instances, and overlays as transactions; and
+//! the calls that load, boot and halt.
 //!
-//! The kernel's own word for a change is not taken: an overlay counts as applied when what is read
-//! back is what it was to make.
+//! The kernel's report of success is not trusted: an overlay counts as applied only when the state
+//! that is read back is the planned one.
 
 mod boot;
 mod calls;

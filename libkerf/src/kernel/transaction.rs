@@ -9,14 +9,14 @@ use crate::check::Report;
 use crate::machine::Machine;
 use crate::overlay::{Overlay, State, Unsplittable};
 
-/// An overlay that is in place.
+/// An applied overlay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
-    /// The kernel's number of the transaction; of the last one, where it took several.
+    /// The kernel's number of the transaction; of several, the last one.
     pub transaction: u64,
-    /// The numbers of those before it, in order: an overlay that is too large for one is split.
+    /// The numbers of the earlier transactions, in order: an overlay that is too large for one is split.
     pub earlier: Vec<u64>,
-    /// Pool and instances after it, read back.
+    /// Pool and instances afterwards, read back.
     pub state: State,
 }
 
@@ -33,7 +33,7 @@ pub enum TransactionStatus {
     Removed,
 }
 
-/// Why an overlay is not in place.
+/// Why an overlay was not applied.
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// The overlay violates rules. Nothing was written.
@@ -42,24 +42,24 @@ pub enum ApplyError {
     /// The overlay cannot be written, neither whole nor in parts that the kernel accepts. Nothing was written.
     #[error("{0}; nothing was changed")]
     Unwritable(#[from] Unsplittable),
-    /// Somebody else changes something.
+    /// Another process holds the lock.
     #[error("{0}; nothing was changed")]
     Locked(#[from] LockError),
-    /// The caller's condition for it does not hold. Nothing was written.
+    /// The caller's condition for the change does not hold. Nothing was written.
     #[error(
         "the kernel's instances have changed since the overlay was planned; nothing was changed"
     )]
     Outdated,
-    /// Something could not be read or written.
+    /// A read or write failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The kernel took the overlay and shows no transaction with it.
+    /// The kernel accepted the overlay but shows no transaction with it.
     #[error("the kernel accepted the overlay but shows no transaction for it: see {}", directory.display())]
     Lost {
         /// Directory of the transactions.
         directory: PathBuf,
     },
-    /// An operation failed, and what ran before it was undone.
+    /// An operation failed, and the earlier operations were undone.
     #[error(
         "the kernel refused transaction {transaction}{}; its effects were undone",
         because(reason)
@@ -67,23 +67,23 @@ pub enum ApplyError {
     RolledBack {
         /// The kernel's number.
         transaction: u64,
-        /// The kernel's reason, where it gives one.
+        /// The kernel's reason, if it gives one.
         reason: Option<String>,
     },
-    /// An operation failed, and what ran before it could not be undone.
+    /// An operation failed, and the earlier operations could not be undone.
     #[error(
         "the kernel refused transaction {transaction}{}, and did not undo its effects: {undo}",
         because(reason)
     )]
     Stuck {
-        /// The kernel's number; its directory is still there.
+        /// The kernel's number; its directory still exists.
         transaction: u64,
-        /// The kernel's reason, where it gives one.
+        /// The kernel's reason, if it gives one.
         reason: Option<String>,
-        /// Why it was not undone.
+        /// Why the operations were not undone.
         undo: String,
     },
-    /// The kernel says that it is in place, and what is read back is something else.
+    /// The kernel reports success, but the state that is read back differs from the plan.
     #[error("the kernel reports transaction {transaction} as applied, but {difference}")]
     NotAsPlanned {
         /// The kernel's number.
@@ -94,11 +94,11 @@ pub enum ApplyError {
     /// The change needed several transactions, and one of them failed. The earlier ones were undone.
     #[error("part {part} of {parts}: {error}; the parts before it were undone")]
     PartsUndone {
-        /// Which one, from 1.
+        /// The failed one, from 1.
         part: usize,
-        /// How many there are.
+        /// Total number.
         parts: usize,
-        /// Why it failed.
+        /// The error.
         error: Box<ApplyError>,
     },
     /// The change needed several transactions, one of them failed, and the earlier ones are in effect.
@@ -107,13 +107,13 @@ pub enum ApplyError {
          {transactions:?}: {undo}"
     )]
     PartsInPlace {
-        /// Which one, from 1.
+        /// The failed one, from 1.
         part: usize,
-        /// How many there are.
+        /// Total number.
         parts: usize,
-        /// Why it failed.
+        /// The error.
         error: Box<ApplyError>,
-        /// The transactions that are in place.
+        /// The transactions in effect.
         transactions: Vec<u64>,
         /// Why they were not undone.
         undo: String,
@@ -128,14 +128,14 @@ fn because(reason: &Option<String>) -> String {
 }
 
 impl Kernel {
-    /// Applies an overlay: tries it, writes it, finds its transaction, rolls it back if an operation
-    /// failed, and reads back what it made. One that is larger than the kernel takes at a time goes in
-    /// several transactions, under one lock; when one fails, those before it are undone, unless they
-    /// contain what the kernel cannot undo.
+    /// Applies an overlay: computes its effect, writes it, finds its transaction, rolls it back if an
+    /// operation failed, and reads the result back. An overlay that is larger than the kernel accepts
+    /// at a time is applied in several transactions, under one lock; if one fails, the earlier ones
+    /// are undone, unless they contain operations that the kernel cannot undo.
     ///
     /// # Errors
     ///
-    /// Why it is not in place, and what was done about it.
+    /// Why the overlay was not applied, and the action that followed.
     pub fn apply(
         &self,
         overlay: &Overlay,
@@ -144,12 +144,12 @@ impl Kernel {
         self.apply_planned(machine, |_| Ok(overlay.clone()))
     }
 
-    /// Like [`Kernel::apply`], with an overlay that is planned under the lock, from the current state: no one who
+    /// Like [`Kernel::apply`], but plans the overlay under the lock, from the current state: no process that
     /// honours the lock changes anything between the plan and the change.
     ///
     /// # Errors
     ///
-    /// As [`Kernel::apply`], and those of `plan`, after which nothing was changed.
+    /// As [`Kernel::apply`], and the errors of `plan`, after which nothing was changed.
     pub fn apply_planned<E: From<ApplyError>>(
         &self,
         machine: Option<&Machine>,
@@ -168,7 +168,7 @@ impl Kernel {
         machine: Option<&Machine>,
     ) -> Result<Applied, ApplyError> {
         let parts = overlay.split()?;
-        // All of it is tried before anything is written.
+        // Compute the effect of the whole overlay before anything is written.
         state.apply(overlay).map_err(ApplyError::Invalid)?;
         let mut earlier = Vec::new();
         for (at, part) in parts.iter().enumerate() {
@@ -191,7 +191,7 @@ impl Kernel {
         })
     }
 
-    /// Undoes the transactions of the first parts, of which a later one failed.
+    /// Undoes the transactions of the earlier parts after a later part failed.
     fn undo_parts(&self, parts: &[Overlay], done: &[u64], error: ApplyError) -> ApplyError {
         let (part, error) = (done.len() + 1, Box::new(error));
         let in_place = |transactions: &[u64], undo: String, error| ApplyError::PartsInPlace {
@@ -258,7 +258,7 @@ impl Kernel {
         }
     }
 
-    /// The numbers of all transactions that are there.
+    /// Returns the numbers of all existing transactions.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl Kernel {
         Ok(numbers)
     }
 
-    /// The kernel's status of a transaction.
+    /// Returns the kernel's status of a transaction.
     ///
     /// # Errors
     ///
@@ -294,12 +294,12 @@ impl Kernel {
         })
     }
 
-    /// Undoes a transaction, in reverse. The kernel cannot undo the removal of an instance, nor memory
-    /// that the pool got.
+    /// Undoes a transaction, in reverse order. The kernel cannot undo the removal of an instance, nor
+    /// the addition of memory to the pool.
     ///
     /// # Errors
     ///
-    /// If the kernel does not undo it, or it still exists.
+    /// If the kernel does not undo the transaction, or it still exists.
     pub fn rollback(&self, transaction: u64) -> Result<(), KernelError> {
         let path = self.transaction_path(transaction);
         std::fs::remove_dir(&path).map_err(|source| io_error("rolling back", &path, source))?;
@@ -313,8 +313,8 @@ impl Kernel {
         }
     }
 
-    /// The transaction that carries this blob, among those that are new. Its number alone does not
-    /// tell: others may write at the same time, who know no lock.
+    /// Returns the new transaction with this blob. Its number alone does not identify it: processes
+    /// without a lock may write at the same time.
     fn find(&self, known: &BTreeSet<u64>, blob: &[u8]) -> Result<u64, ApplyError> {
         for number in self.transactions()?.difference(known) {
             if read_bytes(&self.transaction_path(*number).join("dtbo"))? == blob {
@@ -326,7 +326,7 @@ impl Kernel {
         })
     }
 
-    /// Why a transaction failed; only later kernels say it.
+    /// Returns why a transaction failed; only later kernels report it.
     fn reason(&self, transaction: u64) -> Option<String> {
         let text = read_text(&self.transaction_path(transaction).join("reason")).ok()?;
         (!text.is_empty()).then_some(text)
@@ -337,7 +337,8 @@ impl Kernel {
     }
 }
 
-/// The difference from the plan. The kernel may choose the location of memory, and an id that was left to it.
+/// Returns the difference from the plan. The kernel may choose the location of memory, and an id that the plan left
+/// open.
 fn difference(planned: &State, is: &State) -> Option<String> {
     let cpus = |cpus: &[u64]| cpus.iter().copied().collect::<BTreeSet<u64>>();
     if cpus(&planned.system.resources.cpus) != cpus(&is.system.resources.cpus) {

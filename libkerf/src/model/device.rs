@@ -3,35 +3,35 @@ use super::{At, By, Reader};
 use crate::check::{Finding, Rule, Stance};
 use serde::{Deserialize, Serialize};
 
-/// A device that the pool has, or is to get.
+/// A device that the pool has or requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Device {
-    /// The node's name, which instances refer to.
+    /// The node's name, to which instances refer.
     pub name: String,
     /// Kind of the device.
     pub kind: DeviceKind,
-    /// A name that stays the same wherever the device goes, from `/aliases`.
+    /// A name from `/aliases`, which stays the same wherever the device is.
     pub alias: Option<String>,
-    /// Virtual functions that instances may have.
+    /// Virtual functions for instances.
     pub functions: Option<Vec<u32>>,
-    /// NVMe namespaces that instances may have.
+    /// NVMe namespaces for instances.
     pub namespaces: Option<Vec<u32>>,
 }
 
 /// The kind of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DeviceKind {
-    /// On a PCI bus.
+    /// A PCI device.
     Pci(PciAddress),
-    /// A platform device: its name, or the node's.
+    /// A platform device: its name, or the node's name.
     Platform(String),
-    /// Neither, or not readable: the kernel skips it.
+    /// Another kind, or unreadable: the kernel skips the device.
     #[default]
     Other,
 }
 
 impl Device {
-    /// The PCI address.
+    /// Returns the PCI address.
     #[must_use]
     pub fn pci(&self) -> Option<PciAddress> {
         match self.kind {
@@ -40,7 +40,7 @@ impl Device {
         }
     }
 
-    /// Whether this is what an instance means by `reference`: a node's name, an alias or an address.
+    /// Returns whether an instance's `reference` means this device: its node's name, its alias or its address.
     #[must_use]
     pub fn is_called(&self, reference: &str) -> bool {
         self.name == reference
@@ -48,7 +48,7 @@ impl Device {
             || (self.pci().is_some() && PciAddress::parse(reference) == self.pci())
     }
 
-    /// The devices in `resources/devices`.
+    /// Reads the devices in `resources/devices`.
     pub(super) fn read_all(resources: &At<'_>, read: &mut Reader<'_>) -> Vec<Device> {
         let Some(devices) = resources.child("devices") else {
             return Vec::new();
@@ -78,7 +78,7 @@ impl Device {
                 let advice = "set device-type to \"pci\" or \"platform\"";
                 let finding = Finding::new(Rule::DeviceType, at.path(), problem, advice);
                 read.push(finding.of("device-type"));
-                // kerf knows it by its address all the same.
+                // kerf still identifies it by its address.
                 let address = read
                     .text(at, "pci-id", By::Kerf)
                     .and_then(PciAddress::parse);
@@ -113,7 +113,7 @@ impl Device {
         }
     }
 
-    /// The devices on the PCI buses that the kernel describes at the root.
+    /// Reads the devices on the PCI buses that the kernel describes at the root.
     pub(super) fn read_buses(root: &At<'_>, read: &mut Reader<'_>) -> Vec<Device> {
         let mut devices = Vec::new();
         for node in root.node.children() {
@@ -155,7 +155,7 @@ impl Device {
     }
 }
 
-/// Reads what kerf reads of any device, for its form alone.
+/// Reads the properties that kerf reads of each device, only to check their format.
 fn check_forms(at: &At<'_>, read: &mut Reader<'_>) {
     for name in ["compatible", "device-name"] {
         read.text(at, name, By::Kerf);
@@ -173,7 +173,7 @@ fn check_forms(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// The PCI address that a property has, reported when it is none.
+/// Returns the PCI address in a property; reports an invalid one.
 pub(crate) fn pci_address(at: &At<'_>, text: &str, read: &mut Reader<'_>) -> Option<PciAddress> {
     let address = PciAddress::parse(text);
     if address.is_none() {

@@ -8,35 +8,35 @@ use serde::{Deserialize, Serialize};
 pub struct Instance {
     /// Its name.
     pub name: String,
-    /// Its id; none when the kernel is to pick one.
+    /// Its id; `None` if the kernel is to pick one.
     pub id: Option<u32>,
     /// Physical ids of its CPUs. The first one boots.
     pub cpus: Vec<u64>,
-    /// Physical address of its first memory; none when the kernel has not placed it.
+    /// Physical address of its first memory; `None` if the kernel has not placed it.
     pub memory_base: Option<u64>,
-    /// Bytes of its memory in all.
+    /// Total size of its memory, in bytes.
     pub memory_bytes: u64,
     /// The regions of its memory, as (base, bytes), if known. A tree gives only base and sum.
     pub regions: Vec<(u64, u64)>,
     /// Its devices, as the tree names them.
     pub devices: Vec<String>,
-    /// NUMA nodes that it prefers; the kernel takes memory from the first.
+    /// Its preferred NUMA nodes; the kernel takes memory from the first one.
     pub numa_nodes: Vec<u32>,
     /// kerf's policy for CPUs: compact, spread or local.
     pub cpu_affinity: Option<String>,
     /// kerf's policy for memory: local, interleave or bind.
     pub memory_policy: Option<String>,
-    /// Last-level cache ways of its own, a bit for each.
+    /// Its own last-level cache ways, one bit for each.
     pub llc_ways: Option<u32>,
     /// kerf's shared io_uring.
     pub uring: Option<Uring>,
-    /// Virtio devices that the host's kernel serves to it, in the order of the tree.
+    /// Virtio devices that the host's kernel serves to the instance, in the order of the tree.
     pub virtio: Vec<Virtio>,
     /// Whether the host may read its memory through `/proc/kcore`.
     pub host_kcore: bool,
 }
 
-/// Sizes of an instance's shared `io_uring`; none where kerf's defaults hold.
+/// Sizes of an instance's shared `io_uring`; `None` for kerf's defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Uring {
     /// Entries of the submission queue.
@@ -48,7 +48,7 @@ pub struct Uring {
 }
 
 impl Instance {
-    /// Bytes of its memory that [`regions`](Self::regions) does not place.
+    /// Returns the number of bytes of its memory that [`regions`](Self::regions) does not contain.
     #[must_use]
     pub fn unplaced_bytes(&self) -> u64 {
         let placed = self.regions.iter().map(|(_, bytes)| *bytes);
@@ -89,7 +89,7 @@ impl Instance {
         instance
     }
 
-    /// CPUs, which an instance can exist without.
+    /// Reads the CPUs; an instance may have none.
     pub(crate) fn read_cpus(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         match read.cpus(at, "cpus") {
             Some(cpus) if cpus.is_empty() => {
@@ -155,7 +155,7 @@ impl Instance {
                             Finding::new(Rule::DeviceNamesList, at.path(), problem, advice);
                         read.push(finding.of("device-names"));
                     }
-                    // kerf also splits at white space.
+                    // kerf also splits the strings at white space.
                     let names = list.iter().flat_map(|text| text.split_whitespace());
                     self.devices.extend(names.map(str::to_owned));
                 }
@@ -170,7 +170,7 @@ impl Instance {
         }
     }
 
-    /// Optional properties that the kernel and kerf take into account.
+    /// Reads optional properties that the kernel and kerf take into account.
     pub(crate) fn read_preferences(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         self.read_numa_nodes(at, read);
         self.cpu_affinity = policy(at, "cpu-affinity", &["compact", "spread", "local"], read);
@@ -209,7 +209,7 @@ fn policy(at: &At<'_>, name: &str, known: &[&str], read: &mut Reader<'_>) -> Opt
     let text = match at.node.property(name)?.text() {
         Ok(text) => text,
         Err(shape) => {
-            // Neither kernel nor kerf 0.4.0 reads it.
+            // Neither the kernel nor kerf 0.4.0 reads this property.
             let problem = format!("this is not {shape}");
             let finding = Finding::new(Rule::PolicyUnknown, at.path(), problem, "write a string");
             read.push(finding.of(name).judged(Stance::Takes, Stance::Takes));

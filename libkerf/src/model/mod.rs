@@ -1,5 +1,5 @@
 //! The meaning of trees: resources, devices, instances. Reading is lenient, so that all errors can be reported at
-//! once; unreadable parts are in the report, and left out here.
+//! once: unreadable parts are reported and left out.
 
 mod device;
 mod instance;
@@ -23,11 +23,11 @@ pub(crate) use device::pci_address;
 pub(crate) use reader::{At, By, Reader, list};
 pub(crate) use resources::{check_size, numa_node_id};
 
-/// The unit of memory that the kernel hands out, in bytes. Multikernel Linux runs on 4 KiB pages.
+/// The unit of memory allocation of the kernel, in bytes. Multikernel Linux runs on 4 KiB pages.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// NUMA nodes are numbered below this, as x86 kernels of distributions are built.
+/// Limit of NUMA node numbers in x86 kernels of distributions.
 pub const MAX_NUMA_NODES: u32 = 1024;
 
-/// Without a NUMA node: the kernel's `NUMA_NO_NODE` as a cell.
+/// No NUMA node: the kernel's `NUMA_NO_NODE` as a cell.
 pub(crate) const NO_NODE: u32 = u32::MAX;

@@ -50,7 +50,7 @@ impl PciAddress {
         })
     }
 
-    /// The address in the first cell of a PCI node's `reg`.
+    /// Returns the address in the first cell of a PCI node's `reg`.
     #[must_use]
     pub fn from_cell(domain: u16, cell: u32) -> Self {
         let byte = |shift: u32, mask: u32| {
@@ -65,13 +65,13 @@ impl PciAddress {
         }
     }
 
-    /// The first cell of a PCI node's `reg`.
+    /// Returns the first cell of a PCI node's `reg`.
     #[must_use]
     pub fn cell(self) -> u32 {
         u32::from(self.bus) << 16 | u32::from(self.slot) << 11 | u32::from(self.function) << 8
     }
 
-    /// The name that kerf gives the device's node: `pci_0000_09_00_0`.
+    /// Returns the name that kerf gives the device's node: `pci_0000_09_00_0`.
     #[must_use]
     pub fn node_name(self) -> String {
         self.to_string()
@@ -98,8 +98,8 @@ impl fmt::Display for PciAddress {
     }
 }
 
-/// Whether the kernel's `sscanf("%x:%x:%x.%x")` takes a text that [`PciAddress::parse`] refuses: it
-/// ignores what follows, and cuts numbers that are too large.
+/// Returns whether the kernel's `sscanf("%x:%x:%x.%x")` accepts a text that [`PciAddress::parse`]
+/// refuses: it ignores trailing text, and truncates numbers that are too large.
 pub(crate) fn is_taken_by_kernel(text: &str) -> bool {
     let mut rest = text;
     for separator in [Some(':'), Some(':'), Some('.'), None] {

@@ -3,7 +3,7 @@
 use crate::check::{Finding, Report, Rule, Stance};
 use crate::tree::{Node, NodePath, Property, Shape};
 
-/// A node and where it lies. The path is put together only when something is wrong.
+/// A node and its location. The path is computed only for a finding.
 #[derive(Clone, Copy)]
 pub(crate) struct At<'a> {
     above: Option<&'a At<'a>>,
@@ -34,14 +34,14 @@ impl<'a> At<'a> {
     }
 }
 
-/// The reader that fails on a property with the wrong format.
+/// The reader that fails on a malformed property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     /// Kernel and kerf.
     Both,
-    /// The kernel; kerf does not look at it.
+    /// Only the kernel.
     Kernel,
-    /// kerf; the kernel does not look at it.
+    /// Only kerf.
     Kerf,
 }
 
@@ -55,7 +55,7 @@ impl By {
     }
 }
 
-/// Reads properties into a report.
+/// Reads properties, and reports malformed ones.
 pub(crate) struct Reader<'r> {
     pub(crate) report: &'r mut Report,
 }
@@ -105,7 +105,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reports a property of the wrong form.
+    /// Reports a malformed property.
     pub(crate) fn misshapen(&mut self, at: &At<'_>, property: &Property, shape: Shape, by: By) {
         let (kernel, kerf) = by.stances();
         let problem = format!("{} bytes that are not {shape}", property.bytes().len());
@@ -118,7 +118,7 @@ impl Reader<'_> {
         self.push(finding.of(property.name()).judged(kernel, kerf));
     }
 
-    /// Physical CPU ids: 64-bit cells, or the 32-bit ones of older forms, as kerf reads them.
+    /// Reads physical CPU ids: 64-bit cells, or the 32-bit cells of older formats, as kerf reads them.
     pub(crate) fn cpus(&mut self, at: &At<'_>, name: &str) -> Option<Vec<u64>> {
         let property = at.node.property(name)?;
         if let Ok(cpus) = property.u64_list() {
@@ -166,7 +166,7 @@ impl Reader<'_> {
     }
 }
 
-/// Numbers for a message, the first of many.
+/// Numbers for a message; only the first ones of a long list.
 pub(crate) fn list<T: std::fmt::Display>(values: &[T]) -> String {
     const SHOWN: usize = 16;
     let mut text: Vec<String> = values.iter().take(SHOWN).map(T::to_string).collect();

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::{MAX_NUMA_NODES, MemoryRequest, PAGE_BYTES};
 
-/// The units that kerf knows, and their bytes.
+/// The units of kerf, with their sizes in bytes.
 const UNITS: [(&str, u64); 4] = [
     ("KB", 1 << 10),
     ("MB", 1 << 20),
@@ -12,24 +12,24 @@ const UNITS: [(&str, u64); 4] = [
     ("TB", 1 << 40),
 ];
 
-/// Why a text asks for no memory.
+/// Why a text is not a memory request.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoRequest {
-    /// There is nothing.
+    /// The text is empty.
     #[error("no memory size: write a size such as 2GB, or 8GB@0,8GB@1 for NUMA nodes")]
     Empty,
-    /// A size that is none.
+    /// A size is invalid.
     #[error(
         "invalid size {0:?}: write a number of bytes, or one with KB, MB, GB or TB behind it, in whole pages of 4096 bytes"
     )]
     Size(String),
-    /// A NUMA node that cannot be.
+    /// A NUMA node is invalid.
     #[error("invalid NUMA node {0:?}: write SIZE@NODE with a node below {MAX_NUMA_NODES}")]
     Node(String),
-    /// A node comes twice.
+    /// A node appears twice.
     #[error("NUMA node {0} is given twice: write its whole size once")]
     Twice(u32),
-    /// With a node and without one.
+    /// A size without a node is combined with others.
     #[error(
         "a size without a NUMA node must be the only one: give a node for each, or write one size"
     )]
@@ -63,7 +63,7 @@ impl MemoryRequest {
         Ok(requests)
     }
 
-    /// Sizes as kerf reads them, in bytes.
+    /// Formats sizes for kerf, in bytes.
     #[must_use]
     pub fn write_list(requests: &[MemoryRequest]) -> String {
         let parts = requests.iter().map(|request| match request.node {
@@ -90,7 +90,7 @@ fn parse(part: &str) -> Result<MemoryRequest, NoRequest> {
     })
 }
 
-/// Whole pages, at least one. A number may have a fraction when a unit follows it.
+/// Parses a size as whole pages, at least one. A number with a unit may have a fraction.
 fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_uppercase();
     let unit = UNITS.iter().find_map(|(unit, bytes)| {

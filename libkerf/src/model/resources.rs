@@ -2,52 +2,52 @@ use super::{At, By, Device, MAX_NUMA_NODES, NO_NODE, PAGE_BYTES, PciAddress, Rea
 use crate::check::{Finding, Rule, Stance};
 use serde::{Deserialize, Serialize};
 
-/// The contents of a pool, actual or requested: the node `/resources`, and the devices next to it.
+/// The contents of a pool, actual or requested: the node `/resources`, and the nodes of devices next to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Resources {
     /// Physical ids of all CPUs of the pool, in the order of the tree.
     pub cpus: Vec<u64>,
     /// CPUs that no instance has; known only for a pool that was read from the kernel.
     pub free_cpus: Option<Vec<u64>>,
-    /// The memory that the pool has.
+    /// The memory of the pool.
     pub chunks: Vec<Chunk>,
-    /// The memory that the pool is to get.
+    /// The memory that the pool requests.
     pub requests: Vec<MemoryRequest>,
     /// Devices, in the order of the tree.
     pub devices: Vec<Device>,
-    /// The NUMA nodes, when the tree describes them.
+    /// The NUMA nodes, if the tree describes them.
     pub topology: Vec<NumaNode>,
-    /// Last-level cache ways that instances may have, a bit for each.
+    /// Last-level cache ways for instances, one bit for each.
     pub llc_ways: Option<u32>,
     /// The unit, in bytes, in which memory moves to and from a running instance.
     pub granule: Option<u64>,
 }
 
-/// Memory of the pool, contiguous.
+/// A contiguous range of the pool's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Chunk {
     /// Physical address.
     pub base: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// The NUMA node, when the tree says it.
+    /// The NUMA node, if the tree states it.
     pub node: Option<u32>,
 }
 
 impl Chunk {
-    /// The first address behind it; one above the highest address as well.
+    /// Returns the first address after the chunk; it may exceed the highest address by one.
     #[must_use]
     pub fn end(self) -> u128 {
         u128::from(self.base) + u128::from(self.size)
     }
 }
 
-/// Memory that the pool is to get.
+/// Memory that the pool requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MemoryRequest {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// The NUMA node it is to be from, or any.
+    /// The requested NUMA node, or any.
     pub node: Option<u32>,
 }
 
@@ -58,14 +58,14 @@ pub struct NumaNode {
     pub id: u32,
     /// Physical address of its memory.
     pub base: u64,
-    /// Bytes of its memory.
+    /// Size of its memory, in bytes.
     pub size: u64,
     /// Physical ids of its CPUs.
     pub cpus: Vec<u64>,
 }
 
 impl Resources {
-    /// Bytes of memory, as kerf sums them in a tree: what the pool has, or else is to get.
+    /// Returns the size of the memory, as kerf adds it up in a tree: the actual memory, otherwise the requested memory.
     #[must_use]
     pub fn memory_bytes(&self) -> u128 {
         match self.chunks.as_slice() {
@@ -74,7 +74,7 @@ impl Resources {
         }
     }
 
-    /// Bytes of memory that the pool has, plus those requested.
+    /// Returns the size of the actual and the requested memory together, in bytes.
     #[must_use]
     pub fn expected_bytes(&self) -> u128 {
         let chunks = self.chunks.iter().map(|c| c.size);
@@ -82,16 +82,16 @@ impl Resources {
         chunks.chain(requests).map(u128::from).sum()
     }
 
-    /// The device that an instance means by `reference`.
+    /// Returns the device that an instance means by `reference`.
     #[must_use]
     pub fn device(&self, reference: &str) -> Option<&Device> {
         let named = |device: &&Device| device.name == reference;
-        // The last of one name counts, as for kerf.
+        // The last device with the name counts, as in kerf.
         let by_name = self.devices.iter().rev().find(named);
         by_name.or_else(|| self.devices.iter().find(|d| d.is_called(reference)))
     }
 
-    /// Reads `/resources` and the buses and aliases next to it.
+    /// Reads `/resources`, and the buses and aliases next to it.
     pub(super) fn read(root: &At<'_>, read: &mut Reader<'_>) -> Resources {
         let Some(at) = root.child("resources") else {
             let advice = "add a node resources with cpus and memory@0 { size }";
@@ -152,7 +152,7 @@ impl Resources {
         self.refuse_legacy(at, read);
     }
 
-    /// `memory-base` and `memory-bytes` were how a pool was given before generation B.
+    /// Refuses `memory-base` and `memory-bytes`, which described a pool before generation B.
     fn refuse_legacy(&self, at: &At<'_>, read: &mut Reader<'_>) {
         let any_memory = at.node.children_with_prefix("memory@").next().is_some();
         for name in ["memory-base", "memory-bytes"] {
@@ -246,10 +246,10 @@ impl Resources {
     }
 }
 
-/// The longest alias that the kernel keeps.
+/// Maximum length of an alias in the kernel.
 const MAX_ALIAS_BYTES: usize = 31;
 
-/// The name under which the device at a path is known.
+/// Returns the reference name of the device at a path.
 fn alias_target(root: &At<'_>, path: &str) -> Option<String> {
     let mut node = root.node;
     let mut bridge = None;
@@ -271,7 +271,7 @@ fn alias_target(root: &At<'_>, path: &str) -> Option<String> {
     Some(PciAddress::from_cell(domain, cell).node_name())
 }
 
-/// A node's `numa-node-id`, when it has one that means a node.
+/// Returns a node's `numa-node-id`, if present and valid.
 pub(crate) fn numa_node_id(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     let id = read.u32(at, "numa-node-id", By::Both)?;
     check_numa(at, "numa-node-id", id, read);

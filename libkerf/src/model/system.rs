@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The kind of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The resources that the host gives to a pool, written once: sizes, not addresses.
+    /// The resources that the host gives to a pool, written once: sizes without addresses.
     Baseline,
     /// A pool as the kernel shows it: chunks of memory, free CPUs.
     Pool,
@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind of a tree, by the same marks that the kernel and kerf use.
+    /// Returns the kind of a tree, determined in the same way as in the kernel and kerf.
     #[must_use]
     pub fn of(tree: &DeviceTree) -> Kind {
         let root = tree.root();
@@ -39,14 +39,14 @@ impl Kind {
     }
 }
 
-/// A pool and its instances: what kerf calls the global tree.
+/// A pool and its instances; kerf calls this the global tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct System {
     /// The pool.
     pub resources: Resources,
     /// The instances, in the order of the tree.
     pub instances: Vec<Instance>,
-    /// Names that kerf 0.1 gave to virtual functions and namespaces.
+    /// Names for virtual functions and namespaces, from kerf 0.1.
     pub references: Vec<DeviceReference>,
 }
 
@@ -55,7 +55,7 @@ pub struct System {
 pub struct DeviceReference {
     /// The node's name.
     pub name: String,
-    /// The device it is of.
+    /// Its device.
     pub parent: Option<String>,
     /// The virtual function.
     pub function: Option<u32>,
@@ -67,7 +67,7 @@ impl System {
     /// Reads a baseline, a pool, or either with instances.
     pub(crate) fn read(tree: &DeviceTree, read: &mut Reader<'_>) -> System {
         let root = At::root(tree.root());
-        // An empty one kerf does not look into.
+        // kerf ignores an empty property.
         if root
             .node
             .property("compatible")
@@ -82,13 +82,13 @@ impl System {
         }
     }
 
-    /// The instance of this name.
+    /// Returns the instance with this name.
     #[must_use]
     pub fn instance(&self, name: &str) -> Option<&Instance> {
         self.instances.iter().find(|instance| instance.name == name)
     }
 
-    /// CPUs of the pool that no instance has, in the pool's order.
+    /// Returns the CPUs of the pool that no instance has, in the pool's order.
     #[must_use]
     pub fn free_cpus(&self) -> Vec<u64> {
         let held: std::collections::HashSet<u64> = self

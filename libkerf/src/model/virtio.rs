@@ -5,27 +5,27 @@ use crate::check::{Finding, Rule};
 use crate::tree::{Node, Property};
 use serde::{Deserialize, Serialize};
 
-/// The most virtio devices of one instance that the kernel takes.
+/// Maximum number of virtio devices per instance in the kernel.
 pub const MAX_VIRTIO_DEVICES: usize = 16;
 
-/// The most queues of one virtio device that the kernel takes.
+/// Maximum number of queues per virtio device in the kernel.
 pub const MAX_VIRTIO_QUEUES: u32 = 8;
 
 /// A virtio device that the host's kernel serves to an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Virtio {
-    /// The node's name, `net@0`. A network device's number is that of its netdev on the host.
+    /// The node's name, such as `net@0`. The number of a network device is that of its netdev on the host.
     pub name: String,
-    /// The device's kind, by its number in the virtio specification: 1 is a network card, 2 a disk.
+    /// The device's type in the virtio specification: 1 is a network card, 2 a disk.
     pub device_id: u32,
-    /// How many queues it has, from 1 to [`MAX_VIRTIO_QUEUES`].
+    /// Number of queues, 1 to [`MAX_VIRTIO_QUEUES`].
     pub queues: u32,
-    /// Entries of each queue; none for the kernel's default, which is 256.
+    /// Number of entries of each queue (default: the kernel's, 256).
     pub queue_size: Option<u32>,
 }
 
 impl Virtio {
-    /// Reads `resources/virtio`; `at` is the node `resources`. A device that breaks a rule is reported and left out.
+    /// Reads `resources/virtio`; `at` is the node `resources`. A device that violates a rule is reported and left out.
     pub(crate) fn read(at: &At<'_>, read: &mut Reader<'_>) -> Vec<Virtio> {
         let Some(devices) = at.child("virtio") else {
             return Vec::new();
@@ -71,7 +71,7 @@ impl Virtio {
         })
     }
 
-    /// Sets the devices in the node `resources` to exactly these. Other contents of a device's node are kept.
+    /// Replaces the devices in the node `resources` by these. Other contents of a device's node are kept.
     pub(crate) fn write(devices: &[Virtio], resources: &mut Node) {
         if devices.is_empty() {
             while resources.remove_child("virtio").is_some() {}

@@ -5,9 +5,9 @@ use crate::check;
 use crate::tree::{DeviceTree, Node, Property};
 
 impl Resources {
-    /// The baseline that asks for this: CPUs, and memory by size. Memory that the pool has already
-    /// counts as asked for. Devices get what is known of them; the kernel wants vendor and device ids
-    /// of a PCI device besides, which a caller that knows them adds.
+    /// Returns the baseline that requests these resources: CPUs, and memory by size. Existing
+    /// memory of the pool counts as requested. Devices get their known properties; the kernel also
+    /// requires the vendor and device ids of a PCI device, which the caller must add.
     #[must_use]
     pub fn to_baseline(&self) -> DeviceTree {
         let mut resources = Node::new("resources").with_u64_list("cpus", &self.cpus);
@@ -66,8 +66,8 @@ impl Resources {
 }
 
 impl System {
-    /// A baseline with the instances in it: what kerf calls the global tree, for files and for
-    /// [`check::system`]. The kernel takes instances by overlays only.
+    /// Returns the baseline with the instances in it: kerf's global tree, for files and for
+    /// [`check::system`]. The kernel accepts instances only in overlays.
     #[must_use]
     pub fn to_tree(&self) -> DeviceTree {
         let mut tree = self.resources.to_baseline();
@@ -85,7 +85,7 @@ impl System {
 }
 
 impl Instance {
-    /// The instance's own tree, as [`check::instance`] reads it.
+    /// Returns the instance's own tree, as [`check::instance`] reads it.
     #[must_use]
     pub fn to_tree(&self) -> DeviceTree {
         let root = Node::new("").with_text("compatible", "multikernel-v1");
@@ -104,14 +104,14 @@ impl Instance {
         let root = tree.root_mut();
         root.set(text("model", &self.name));
         if before.is_some_and(|before| before.devices != self.devices) {
-            // The kernel shows devices by the buses they are on.
+            // The kernel shows devices by their buses.
             let bridges = |node: &Node| {
                 let compatible = node.property("compatible").and_then(|p| p.text().ok());
                 compatible == Some("multikernel,pci-host-bridge")
             };
             root.children_mut().retain(|child| !bridges(child));
         }
-        // What is on a bus is not named again.
+        // Devices on a bus are not listed again.
         let on_buses = check::instance(tree).0.unwrap_or_default().devices;
         self.write_to_node(tree.root_mut());
         if !on_buses.is_empty() && on_buses == self.devices {
@@ -119,7 +119,7 @@ impl Instance {
         }
     }
 
-    /// Writes id and resources, as they are in an instance's tree and below `/instances`.
+    /// Writes id and resources, in the form of an instance's tree and of `/instances`.
     fn write_to_node(&self, node: &mut Node) {
         let u64_of = |value: u64| value.to_be_bytes().to_vec();
         let u32_of = |value: u32| value.to_be_bytes().to_vec();
@@ -149,7 +149,7 @@ impl Instance {
             );
         }
         set(resources, "llc-way-mask", self.llc_ways.map(u32_of));
-        // In one string: kerf reads no list of several, and splits this one at the spaces.
+        // Use one string: kerf does not read a list of several, and splits this one at the spaces.
         remove_children(resources, "devices");
         let devices = Some(self.devices.join(" ")).filter(|names| !names.is_empty());
         let devices = devices.map(|names| text("device-names", &names).bytes().to_vec());
@@ -175,7 +175,7 @@ fn text(name: &str, value: &str) -> Property {
     Property::new(name, [value.as_bytes(), &[0]].concat())
 }
 
-/// Sets a property, or takes it out.
+/// Sets a property, or removes it.
 fn set(node: &mut Node, name: &str, value: Option<Vec<u8>>) {
     match value {
         Some(value) => node.set(Property::new(name, value)),
@@ -183,7 +183,7 @@ fn set(node: &mut Node, name: &str, value: Option<Vec<u8>>) {
     }
 }
 
-/// Takes out every child that readers could find by this name: a tree may have it more than once.
+/// Removes all children that readers could find by this name: a tree may contain it more than once.
 fn remove_children(node: &mut Node, name: &str) {
     while node.remove_child(name).is_some() {}
 }

@@ -60,7 +60,7 @@ impl State {
                     (Target::Instance(name), operation) => {
                         self.change_instance(name, operation, &mut spot);
                     }
-                    // Reading has reported it as misplaced.
+                    // The reader has reported it as misplaced.
                     (Target::Instances, _) => {}
                 }
             }
@@ -90,7 +90,7 @@ impl State {
         }
         let node = instance.numa_nodes.first().copied();
         self.check_free_memory(u128::from(instance.memory_bytes), node, spot);
-        // Where the kernel places it is known only when it has.
+        // The location of the memory is unknown until the kernel has placed it.
         instance.memory_base = None;
         instance.regions.clear();
         self.system.instances.push(instance);
@@ -191,7 +191,7 @@ impl State {
                     self.give_pool_device(item, spot);
                 }
             }
-            // Reading has reported it as misplaced.
+            // The reader has reported it as misplaced.
             Operation::Create(_) | Operation::Remove(_) => {}
         }
     }
@@ -278,8 +278,8 @@ impl State {
         devices.retain(|device| device.pci() != Some(item.address));
     }
 
-    /// A device is free when the pool has it and no instance does. `unknown` is the rule that is broken
-    /// when the pool does not have it, and what to do then.
+    /// Checks that the pool has the device and no instance does. `unknown` is the rule that is violated
+    /// if the pool does not have it, with the suggested correction.
     fn check_free_device(&self, item: &DeviceMove, unknown: (Rule, &str), spot: &mut Spot<'_>) {
         let address = item.address;
         if let Some(holder) = self.holder_of_device(address) {
@@ -356,7 +356,7 @@ impl State {
             }
             Operation::DeviceRemove(items) => self.take_devices(name, items, spot),
             Operation::DeviceAdd(items) => self.give_devices(name, items, spot),
-            // Reading has reported it as misplaced.
+            // The reader has reported it as misplaced.
             Operation::Create(_) | Operation::Remove(_) => {}
         }
     }
@@ -378,7 +378,7 @@ impl State {
         self.free(&cpus);
     }
 
-    /// What the kernel lists as free is the pool's; these CPUs are so from here on.
+    /// Adds CPUs that become free: the pool's CPUs are those that the kernel lists as free.
     fn free(&mut self, cpus: &[u64]) {
         if let Some(free) = &mut self.system.resources.free_cpus {
             let returned = cpus.iter().filter(|cpu| !free.contains(cpu));
@@ -395,7 +395,7 @@ impl State {
         let is_it = |region: &(u64, u64)| *region == (base, item.size);
         let known = !instance.regions.is_empty();
         let at = instance.regions.iter().position(is_it);
-        // Without regions, what can be said is that it starts with the first and has not less.
+        // Without known regions, the check is only that the item is not larger than the memory and starts at its base.
         let plausible = item.size <= instance.memory_bytes;
         match at {
             Some(at) => {
@@ -438,11 +438,11 @@ impl State {
             self.check_free_range(base, item.size, spot);
         }
         if let Some(instance) = self.instance_mut(name) {
-            // What it had stays where it was; that and the new memory need not be one piece.
+            // Its earlier memory stays in place, and is not necessarily contiguous with the new memory.
             if let ([], Some(start)) = (instance.regions.as_slice(), instance.memory_base) {
                 instance.regions.push((start, instance.memory_bytes));
             }
-            // Of an instance that does not run, the kernel takes the size and picks the address.
+            // For an instance that does not run, the kernel uses the size and picks the address.
             if is_active && !instance.regions.is_empty() {
                 instance.regions.push((base, item.size));
             }
@@ -450,7 +450,7 @@ impl State {
         }
     }
 
-    /// A running kernel takes the very range that is named.
+    /// Checks that a range is free: a running kernel takes exactly the given range.
     fn check_free_range(&self, base: u64, size: u64, spot: &mut Spot<'_>) {
         let end = u128::from(base) + u128::from(size);
         let mut chunks = self.system.resources.chunks.iter();

@@ -1,4 +1,4 @@
-//! The overlay that turns one system into another.
+//! Computes the overlay that turns one system into another.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,10 +12,10 @@ use crate::allocate::{free_ranges, place};
 use crate::check::Report;
 use crate::model::{Instance, PAGE_BYTES, PciAddress, Resources, System};
 
-/// The reason why no overlay can make a change.
+/// Why no overlay can make a change.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum NoChange {
-    /// Something that no overlay changes.
+    /// No overlay can change this.
     #[error("no overlay changes the {what} of {name:?}: remove it and create it anew")]
     Fixed {
         /// The instance.
@@ -23,7 +23,7 @@ pub enum NoChange {
         /// The part that would change.
         what: &'static str,
     },
-    /// A device that is neither the pool's nor an instance's.
+    /// The device belongs neither to the pool nor to an instance.
     #[error("{0:?} is no device of the pool")]
     Device(String),
     /// Memory leaves an instance in whole regions, the newest first.
@@ -31,24 +31,24 @@ pub enum NoChange {
     Regions {
         /// The instance.
         name: String,
-        /// Bytes that it is to give.
+        /// Bytes to give.
         bytes: u64,
     },
     /// The location of the instances' memory is unknown.
     #[error("the location of the instances' memory is unknown: read /proc/iomem as root")]
     Unplaced,
-    /// There is not as much memory, or not in whole blocks.
+    /// The memory is not available, or not in whole blocks.
     #[error("{bytes} bytes are not free in blocks of {block} bytes")]
     Memory {
-        /// Bytes that are wanted.
+        /// Requested bytes.
         bytes: u64,
-        /// The block that memory comes in.
+        /// Size of a memory block, bytes.
         block: u64,
     },
-    /// The kernel would cut the overlay, and it cannot be split.
+    /// The kernel would truncate the overlay, and it cannot be split.
     #[error(transparent)]
     Unsplittable(#[from] Unsplittable),
-    /// The kernel would refuse it.
+    /// The kernel would refuse the overlay.
     #[error("the kernel would refuse it:\n{0}")]
     Refused(Report),
 }
@@ -61,12 +61,12 @@ struct Sides {
 }
 
 impl State {
-    /// The overlay that turns this system into `after`; resources that it gives are taken first. Empty if nothing
-    /// changes. The order of an instance's CPUs is not a change, because no overlay can affect it.
+    /// Returns the overlay that turns this system into `after`, and takes the given resources first. Empty if
+    /// nothing changes. The order of an instance's CPUs is not a change, because no overlay can affect it.
     ///
     /// # Errors
     ///
-    /// The reason why there is no such overlay.
+    /// Why no overlay can make the change.
     pub fn overlay_to(&self, after: &System) -> Result<Overlay, NoChange> {
         let before: HashMap<&str, &Instance> = by_name(&self.system);
         let wanted: HashMap<&str, &Instance> = by_name(after);
@@ -203,7 +203,7 @@ impl State {
             let placed = match free_ranges(self) {
                 Some(free) => place(&free, bytes, block),
                 None if is_active => return Err(NoChange::Unplaced),
-                // Of one that does not run the kernel takes the size, and picks the address.
+                // For an instance that does not run, the kernel uses the size and picks the address.
                 None => bytes.is_multiple_of(block).then(|| vec![(0, bytes)]),
             };
             let placed = placed.ok_or(NoChange::Memory { bytes, block })?;

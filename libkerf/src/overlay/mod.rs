@@ -21,17 +21,17 @@ use crate::model::{Instance, PciAddress};
 use crate::tree::Node;
 use serde::{Deserialize, Serialize};
 
-/// The most bytes of an overlay that the kernel takes in one write. Its limit for an overlay is 1 MiB,
-/// but its file system hands on a page at a time, and the rest is cut. [`Overlay::split`] makes such of a
-/// larger one.
+/// Maximum size of an overlay that the kernel accepts in one write, in bytes. Its own limit is 1 MiB, but
+/// its file system passes on one page at a time and truncates the rest. [`Overlay::split`] splits a
+/// larger overlay.
 pub const MAX_OVERLAY_BYTES: usize = 4096;
 
-/// A change, of one or more fragments.
+/// A change, in one or more fragments.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Overlay {
     /// Description of the transaction for people, shown in its directory.
     pub note: Option<String>,
-    /// In the order in which the kernel runs them.
+    /// Fragments in the order of their execution in the kernel.
     pub fragments: Vec<Fragment>,
 }
 
@@ -47,7 +47,7 @@ pub struct Fragment {
 /// The target of a fragment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Target {
-    /// The pool: what is added comes from the host.
+    /// The pool: added resources come from the host.
     Pool,
     /// The set of instances.
     Instances,
@@ -56,7 +56,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The target's path.
+    /// Returns the target's path.
     #[must_use]
     pub fn path(&self) -> String {
         match self {
@@ -70,21 +70,21 @@ impl Target {
 /// One operation, named from the target's point of view.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Operation {
-    /// Makes an instance out of what the pool has free.
+    /// Creates an instance from free resources of the pool.
     Create(Box<Create>),
     /// Removes an instance; its resources return to the pool.
     Remove(String),
-    /// Gives memory.
+    /// Adds memory.
     MemoryAdd(Vec<MemoryMove>),
-    /// Takes memory: whole regions of an instance, whole chunks of the pool.
+    /// Removes memory: whole regions of an instance, whole chunks of the pool.
     MemoryRemove(Vec<MemoryMove>),
-    /// Gives CPUs.
+    /// Adds CPUs.
     CpuAdd(Vec<CpuMove>),
-    /// Takes CPUs.
+    /// Removes CPUs.
     CpuRemove(Vec<CpuMove>),
-    /// Gives devices.
+    /// Adds devices.
     DeviceAdd(Vec<DeviceMove>),
-    /// Takes devices.
+    /// Removes devices.
     DeviceRemove(Vec<DeviceMove>),
 }
 
@@ -99,40 +99,40 @@ pub struct Create {
     pub rest: Option<Node>,
 }
 
-/// Memory that is given or taken.
+/// Memory to add or remove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MemoryMove {
-    /// Physical address. None for memory that the pool gets: the kernel picks it.
+    /// Physical address; `None` for memory added to the pool, whose address the kernel picks.
     pub base: Option<u64>,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// NUMA node.
     pub node: Option<u32>,
-    /// The kernel's `mem-type`; 0 is none.
+    /// The kernel's `mem-type`; 0 for none.
     pub kind: u32,
 }
 
-/// A CPU that is given or taken.
+/// A CPU to add or remove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CpuMove {
     /// Physical id.
     pub id: u64,
     /// NUMA node.
     pub node: Option<u32>,
-    /// The kernel's flags; 0 is none.
+    /// The kernel's flags; 0 for none.
     pub flags: u32,
 }
 
-/// A device that is given or taken.
+/// A device to add or remove.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DeviceMove {
     /// Address of the device.
     pub address: PciAddress,
     /// The driver to bind it to.
     pub driver: Option<String>,
-    /// The kernel's flags; 0 is none.
+    /// The kernel's flags; 0 for none.
     pub flags: u32,
-    /// The name it is to have, when the pool gets it.
+    /// Its new alias, if it is added to the pool.
     pub alias: Option<String>,
 }
 
@@ -157,7 +157,7 @@ impl From<PciAddress> for DeviceMove {
 }
 
 impl Operation {
-    /// The node's name.
+    /// Returns the node's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -172,11 +172,11 @@ impl Operation {
         }
     }
 
-    /// The order in which the kernel runs operations on this target.
+    /// Returns the order in which the kernel executes operations on this target.
     #[must_use]
     pub fn order(target: &Target) -> [&'static str; 8] {
         match target {
-            // The pool gives its memory back last: its CPUs rest in it.
+            // The pool gives back its memory last, because its CPUs are parked in it.
             Target::Pool => [
                 "instance-create",
                 "cpu-remove",
@@ -202,7 +202,7 @@ impl Operation {
 }
 
 impl Overlay {
-    /// An overlay of these operations, a fragment for each target, in this order.
+    /// Creates an overlay with these operations: one fragment for each target, in this order.
     #[must_use]
     pub fn new(fragments: impl IntoIterator<Item = (Target, Vec<Operation>)>) -> Self {
         let fragments = fragments.into_iter();
@@ -214,7 +214,7 @@ impl Overlay {
         }
     }
 
-    /// Whether it changes nothing.
+    /// Returns whether the overlay changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fragments.iter().all(|f| f.operations.is_empty())

@@ -7,8 +7,8 @@ use crate::model::{At, By, Instance, Reader, check_size, numa_node_id, pci_addre
 use crate::tree::{DeviceTree, Node};
 
 impl Overlay {
-    /// Reads an overlay's tree, as the kernel does: fragments by their unit addresses, operations in
-    /// its order.
+    /// Reads an overlay's tree as the kernel does: fragments by their unit addresses, operations in
+    /// its own order.
     pub(crate) fn read(tree: &DeviceTree, read: &mut Reader<'_>) -> Overlay {
         let root = At::root(tree.root());
         if root
@@ -101,9 +101,9 @@ impl Fragment {
             |child| std::ptr::eq(child, overlay.node),
             read,
         );
-        // The operations are looked at below.
+        // The operations are checked below.
         only(&overlay, &[], |_| true, read);
-        // Without a target all operations are read, for what is wrong with them.
+        // Without a target all operations are read, to find their errors.
         let order = Operation::order(target.as_ref().unwrap_or(&Target::Instances));
         let mut operations = Vec::new();
         let mut run = Vec::new();
@@ -130,7 +130,7 @@ impl Fragment {
     }
 }
 
-/// Overlays before target-path named the instance in each operation.
+/// Reports an overlay from before target-path, which names the instance in each operation.
 fn older_form(at: &At<'_>, read: &mut Reader<'_>) -> bool {
     let Some(overlay) = at.child("__overlay__") else {
         return false;
@@ -185,7 +185,7 @@ impl Target {
     }
 }
 
-/// Whether kerf looks into an operation: into the one it finds first of create and remove.
+/// Whether kerf reads an operation: only the first create or remove operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ByKerf {
     Read,
@@ -237,7 +237,7 @@ impl Operation {
         match name {
             "instance-create" => {}
             "instance-remove" => only(at, &["instance-name"], |_| false, read),
-            // What generation A wrote here is named as that.
+            // The rule for generation A's contents reports them.
             _ => only(at, &["mk,instance"], |_| true, read),
         }
         Some(match name {
@@ -257,7 +257,7 @@ impl Operation {
     }
 }
 
-/// Reads the items of an operation; those of another name the kernel skips.
+/// Reads the items of an operation; the kernel skips items with other names.
 fn items<T>(
     at: &At<'_>,
     prefix: &str,
@@ -357,7 +357,7 @@ impl MemoryMove {
     }
 }
 
-/// The NUMA node of an item; kerf reads no items.
+/// Returns the NUMA node of an item; kerf reads no items.
 fn numa(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     match at.node.property("numa-node-id")?.u32() {
         Ok(_) => numa_node_id(at, read),
@@ -369,7 +369,7 @@ fn numa(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     }
 }
 
-/// A cell that the kernel takes as 0 when it is missing or of another form.
+/// Returns a cell that is 0 for the kernel if it is missing or malformed.
 fn loose_u32(node: &Node, name: &str) -> u32 {
     node.property(name).and_then(|p| p.u32().ok()).unwrap_or(0)
 }
@@ -509,7 +509,7 @@ fn read_resources(instance: &mut Instance, at: &At<'_>, read: &mut Reader<'_>) {
     instance.read_preferences(at, read);
 }
 
-/// Devices that are described in full, as in the tree that the kernel serves for an instance.
+/// Reads devices with a full description, as in the tree that the kernel serves for an instance.
 fn embedded_devices(at: &At<'_>, read: &mut Reader<'_>) {
     let Some(devices) = at.child("devices") else {
         return;

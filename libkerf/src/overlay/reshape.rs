@@ -1,4 +1,4 @@
-//! The overlay that changes a live pool to match a baseline.
+//! Computes the overlay that changes a live pool to match a baseline.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,17 +6,17 @@ use super::{DeviceMove, MemoryMove, NoChange, Operation, Overlay, State, Target}
 use crate::model::{Chunk, PciAddress, Resources};
 
 impl State {
-    /// The overlay that makes the pool what is `wanted`: its CPUs, its devices, and for each NUMA node the memory that is
-    /// requested. Empty when it is so already.
+    /// Returns the overlay that makes the pool match `wanted`: its CPUs, its devices, and the requested memory of each
+    /// NUMA node. Empty if the pool already matches.
     ///
-    /// Memory goes back to the host in whole chunks, the largest first, and never so much that less than what is wanted
-    /// stays. A chunk that something lies in stays, and all do while it is not known where an instance's memory is. A
-    /// request without a NUMA node counts what nodes have that no other request names. A device that an instance has
-    /// stays.
+    /// Memory returns to the host in whole chunks, the largest first, and at least the requested memory stays. A chunk
+    /// that is in use stays, and all chunks stay while the location of an instance's memory is unknown. A request
+    /// without a NUMA node applies to the memory of all nodes that no other request names. A device that an instance
+    /// has stays.
     ///
     /// # Errors
     ///
-    /// If the kernel would refuse it, for example because an instance has the CPU, or if it cannot be split.
+    /// If the kernel would refuse the overlay, for example because an instance has the CPU, or if it cannot be split.
     pub fn reshape(&self, wanted: &Resources) -> Result<Overlay, NoChange> {
         let mut pool = self.pool_cpus(wanted);
         let (takes, gives) = self.pool_memory(wanted);
@@ -90,21 +90,21 @@ impl State {
         operations
     }
 
-    /// The memory that the pool is to get, and the chunks that it gives back.
+    /// Returns the memory to add to the pool, and the chunks to return.
     fn pool_memory(&self, wanted: &Resources) -> (Vec<MemoryMove>, Vec<Chunk>) {
         let mut requests: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         for request in &wanted.requests {
             let all = requests.entry(request.node).or_default();
             *all = all.saturating_add(request.size);
         }
-        // What nodes have that nobody names counts for the request that names none, if there is one.
+        // The memory of unnamed nodes counts towards the request without a node.
         requests.entry(None).or_default();
         let named: HashSet<u32> = requests.keys().filter_map(|node| *node).collect();
         let of_request = |node: Option<u32>| node.filter(|node| named.contains(node));
         let free = self.free_chunks();
         let (mut takes, mut gives) = (Vec::new(), Vec::new());
         for (node, size) in requests {
-            // What the pool is to get counts as got.
+            // Requested memory of the pool counts as present.
             let resources = &self.system.resources;
             let chunks = resources.chunks.iter().map(|c| (c.node, c.size));
             let all = chunks.chain(resources.requests.iter().map(|r| (r.node, r.size)));
@@ -128,7 +128,7 @@ impl State {
         (takes, gives)
     }
 
-    /// The chunks that nothing lies in, the largest first.
+    /// Returns the unused chunks, the largest first.
     fn free_chunks(&self) -> Vec<Chunk> {
         let mut used: Vec<u64> = self.other_uses().map(|(base, _)| base).collect();
         for instance in &self.system.instances {
@@ -137,7 +137,7 @@ impl State {
                 ([], None) if instance.memory_bytes > 0 => return Vec::new(),
                 (regions, _) => used.extend(regions.iter().map(|(base, _)| *base)),
             }
-            // Where the rest of it is nobody knows.
+            // The location of the rest is unknown.
             if !instance.regions.is_empty() && instance.unplaced_bytes() > 0 {
                 return Vec::new();
             }

@@ -1,5 +1,5 @@
-//! Unknown contents of an overlay: kept where a node may have further contents, refused by name elsewhere, so that
-//! writing an overlay never silently loses anything that was read.
+//! Unknown contents of an overlay: kept in nodes that may have further contents, refused by name elsewhere, so
+//! that writing an overlay never silently loses contents that were read.
 
 use std::collections::HashSet;
 
@@ -8,8 +8,7 @@ use crate::check::{Finding, Rule};
 use crate::model::{At, Instance, Reader};
 use crate::tree::Node;
 
-/// Reports properties of a node that are not among `known`, or repeat one, and children that `is_known` does
-/// not know.
+/// Reports unknown or repeated properties of a node, and children that do not satisfy `is_known`.
 pub(super) fn only(
     at: &At<'_>,
     known: &[&str],
@@ -39,7 +38,7 @@ fn refuse(at: &At<'_>, property: Option<&str>, read: &mut Reader<'_>) {
     });
 }
 
-/// Reports what the root says otherwise than an overlay is written.
+/// Reports properties of the root that differ from those of a written overlay.
 pub(super) fn check_root(root: &At<'_>, read: &mut Reader<'_>) {
     if let Some(compatible) = root.node.property("compatible")
         && compatible.text() != Ok("linux,multikernel-overlay")
@@ -53,11 +52,11 @@ pub(super) fn check_root(root: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// Reports what an item of an operation says beyond what is read of it.
+/// Reports unknown contents of an operation's item.
 pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     let name = at.node.name();
     let known: &[&str] = if name.starts_with("memory@") {
-        // The name of generation A for the NUMA node is reported as that.
+        // Generation A's name of the NUMA node has its own report.
         &["reg", "size", "numa-node-id", "numa-node", "mem-type"]
     } else if name.starts_with("cpu@") {
         &["reg", "numa-node-id", "flags"]
@@ -65,7 +64,7 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
         &["pci-id", "driver", "flags", "alias"]
     };
     only(at, known, |_| false, read);
-    // Of these the kernel takes whatever form they have.
+    // The kernel accepts these in any format.
     for name in ["mem-type", "flags"] {
         if at.node.property(name).is_some_and(|p| p.u32().is_err()) {
             refuse(at, Some(name), read);
@@ -81,15 +80,15 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// Marks the properties and children of a node that are the first of their name: nothing finds a second one, and
-/// writing the node would change its meaning.
+/// Returns for each property and child whether it is the first one with its name: readers do not find a second
+/// one, and writing the node would change its meaning.
 fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
     let mut names = HashSet::new();
     let properties = node.properties().iter();
     let properties = properties.map(|there| names.insert(there.name())).collect();
     let (mut whole, mut plain, mut bases) = (HashSet::new(), HashSet::new(), HashSet::new());
     let children = node.children().iter().map(|child| {
-        // A name without an address finds those with one (libfdt).
+        // A name without a unit address also finds nodes with one (libfdt).
         let name = child.name();
         let base = name.split_once('@').map_or(name, |(base, _)| base);
         let is_plain = base == name;
@@ -105,7 +104,7 @@ fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
     (properties, children.collect())
 }
 
-/// Reports what a node and those below it say twice.
+/// Reports duplicate contents of a node and its descendants.
 pub(super) fn check_twins(at: &At<'_>, read: &mut Reader<'_>) {
     let (properties, children) = firsts(at.node);
     for (property, is_first) in at.node.properties().iter().zip(properties) {
@@ -122,7 +121,7 @@ pub(super) fn check_twins(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// Takes out what is said twice, which was reported.
+/// Removes duplicates, which were reported.
 fn without_twins(node: &mut Node) {
     let (properties, children) = firsts(node);
     let mut properties = properties.into_iter();
@@ -133,7 +132,7 @@ fn without_twins(node: &mut Node) {
     node.children_mut().iter_mut().for_each(without_twins);
 }
 
-/// Contents of a node `instance-create` beyond the instance read from it, and the host tree for it.
+/// Contents of a node `instance-create` other than its instance and its host tree.
 pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     let mut rest = node.clone();
     without_twins(&mut rest);
@@ -141,7 +140,7 @@ pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     if instance.id.is_some() {
         rest.remove_property("id");
     }
-    // What chosen holds besides is refused.
+    // Other contents of `chosen` are refused.
     if rest
         .child("chosen")
         .is_some_and(|c| c.child(HOST_TREE).is_some())
@@ -193,7 +192,7 @@ pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     (!is_empty(&rest)).then_some(rest)
 }
 
-/// Devices that were not read are refused.
+/// Drops unread devices, which are refused.
 fn of_virtio(virtio: &mut Node, instance: &Instance) {
     for device in virtio.children_mut() {
         for name in ["device-id", "queues", "queue-size"] {
@@ -210,7 +209,7 @@ fn is_empty(node: &Node) -> bool {
     node.properties().is_empty() && node.children().is_empty()
 }
 
-/// Takes what is known out of a child, and the child itself if nothing else is in it.
+/// Removes the known contents from a child, and the child itself if it is then empty.
 fn prune(node: &mut Node, name: &str, take: impl FnOnce(&mut Node)) {
     if let Some(child) = node.child_mut(name) {
         take(child);

@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::{Create, Fragment, MAX_OVERLAY_BYTES, Operation, Overlay, Target};
 use crate::dtb::DtbError;
 
-/// Why an overlay cannot be split into such as the kernel takes.
+/// Why an overlay cannot be split into parts that the kernel accepts.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Unsplittable {
     /// A single operation is too large.
@@ -16,7 +16,7 @@ pub enum Unsplittable {
     TooLarge {
         /// The operation.
         operation: &'static str,
-        /// Bytes of an overlay with nothing else in it.
+        /// Size of an overlay with only this operation, bytes.
         bytes: usize,
     },
     /// The overlay cannot be written as a tree.
@@ -26,22 +26,23 @@ pub enum Unsplittable {
 
 /// The smallest unit of a split: one operation on one CPU, device or range of memory, or on one instance.
 struct Unit {
-    /// Operations of one fragment may run as one; those of two may not, their order would change.
+    /// Operations of the same fragment may be joined. Those of different fragments must not, because their order would
+    /// change.
     fragment: usize,
     target: Target,
     operation: Operation,
 }
 
 impl Overlay {
-    /// The same change as overlays of at most [`MAX_OVERLAY_BYTES`], to be applied in this order: this
-    /// one alone, when it is small enough.
+    /// Splits the change into overlays of at most [`MAX_OVERLAY_BYTES`], to be applied in this order. Returns only this
+    /// overlay if it is small enough.
     ///
-    /// Each is a transaction of its own: others see what is between them, and the kernel undoes each by
-    /// itself. [`crate::kernel::Kernel::apply`] undoes the earlier ones when a later one fails.
+    /// Each part is a separate transaction: other processes see the intermediate states, and the kernel undoes each
+    /// part separately. [`crate::kernel::Kernel::apply`] undoes the earlier ones when a later one fails.
     ///
     /// # Errors
     ///
-    /// If a single operation is too large: an instance with too much host tree, or a name.
+    /// If a single operation is too large, because of an instance's host tree or a name.
     pub fn split(&self) -> Result<Vec<Overlay>, Unsplittable> {
         if self.to_blob()?.len() <= MAX_OVERLAY_BYTES {
             return Ok(vec![self.clone()]);
@@ -65,7 +66,8 @@ impl Overlay {
         Ok(parts)
     }
 
-    /// Whether the kernel undoes all of it: not the end of an instance, nor memory that the pool got.
+    /// Returns whether the kernel can undo all of it. It cannot undo the removal of an instance, nor the addition of
+    /// memory to the pool.
     #[must_use]
     pub fn can_be_undone(&self) -> bool {
         self.fragments.iter().all(|fragment| {
@@ -85,7 +87,7 @@ impl Overlay {
         }
     }
 
-    /// All units in the order in which the kernel executes them, each small enough.
+    /// Returns all units in the order in which the kernel executes them, each small enough.
     fn units(&self) -> Result<Vec<Unit>, Unsplittable> {
         let mut units = Vec::new();
         for (number, fragment) in self.fragments.iter().enumerate() {
@@ -129,7 +131,7 @@ impl Overlay {
             operation: Operation::Create(Box::new(create)),
             ..unit
         });
-        // In a fragment of its own; no later one has this number and target.
+        // These units form a separate fragment: no later unit has this number and target.
         units.extend(cpus.one_by_one().into_iter().map(|operation| Unit {
             fragment: unit.fragment,
             target: target.clone(),
@@ -160,7 +162,8 @@ impl Overlay {
     }
 }
 
-/// An instance with so many bytes of CPUs less, and those CPUs; at least the one that boots stays.
+/// Returns the instance without enough of its CPUs to save `excess` bytes, and the removed CPUs; at least the boot CPU
+/// stays.
 fn later_cpus(create: &Create, excess: usize) -> Option<(Create, Vec<u64>)> {
     let fewer = excess.div_ceil(size_of::<u64>());
     let kept = create.instance.cpus.len().checked_sub(fewer)?;
@@ -173,7 +176,7 @@ fn later_cpus(create: &Create, excess: usize) -> Option<(Create, Vec<u64>)> {
 }
 
 impl Operation {
-    /// The same operation, for each thing that it is about.
+    /// Splits the operation into one for each of its objects.
     fn one_by_one(&self) -> Vec<Operation> {
         fn each<T: Clone>(items: &[T], operation: fn(Vec<T>) -> Operation) -> Vec<Operation> {
             items
@@ -192,7 +195,7 @@ impl Operation {
         }
     }
 
-    /// Takes over what another one of the same kind is about; false when it is of another kind.
+    /// Adds the objects of another operation of the same kind. Returns false if the kind differs.
     fn join(&mut self, other: &Operation) -> bool {
         match (self, other) {
             (Operation::MemoryAdd(own), Operation::MemoryAdd(more))

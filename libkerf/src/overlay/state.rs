@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 /// The state of an instance, as in the kernel's status file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Status {
-    /// Made, without resources. The kernel never shows it.
+    /// Created without resources. The kernel never shows this status.
     Empty,
     /// The instance has its resources.
     #[default]
     Ready,
     /// A kernel image is loaded.
     Loaded,
-    /// Its kernel was started. Whether it runs, this does not say.
+    /// Its kernel was started. It does not necessarily run.
     Active,
     /// Something failed.
     Failed,
 }
 
 impl Status {
-    /// The status that a text names, without its line end.
+    /// Parses a status without its line end.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text.trim_end_matches('\n') {
@@ -36,7 +36,7 @@ impl Status {
         })
     }
 
-    /// The kernel's word for it.
+    /// Returns the kernel's name for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,28 +48,28 @@ impl Status {
         }
     }
 
-    /// Whether the kernel keeps an instance in this state from being removed.
+    /// Returns whether the kernel refuses to remove an instance with this status.
     #[must_use]
     pub fn has_kernel(self) -> bool {
         matches!(self, Status::Loaded | Status::Active)
     }
 }
 
-/// A pool, its instances and what they do: what an overlay is applied to.
+/// A pool, its instances and their status, to which an overlay is applied.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct State {
-    /// Pool and instances. CPUs that are free are those that no instance has.
+    /// Pool and instances. A CPU is free if no instance has it.
     pub system: System,
-    /// The state of each instance; an instance that is missing here is ready.
+    /// The status of each instance; an instance that is missing here is ready.
     pub status: HashMap<String, Status>,
-    /// Bytes in which a running kernel takes and gives memory.
+    /// The unit in which a running kernel takes and gives memory, bytes.
     pub block: u64,
-    /// The host's hardware, to check the resources it gives.
+    /// The host's hardware, to check the resources that it gives.
     pub machine: Option<Machine>,
 }
 
 impl State {
-    /// A pool and its instances, none of them with a kernel.
+    /// Creates a pool and its instances, all without a kernel.
     #[must_use]
     pub fn new(system: System) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl State {
         }
     }
 
-    /// The same, on this machine: where instances' memory is comes from its `/proc/iomem`.
+    /// Returns this state on this machine, whose `/proc/iomem` gives the location of the instances' memory.
     #[must_use]
     pub fn on(mut self, machine: &Machine) -> Self {
         if self.system.resources.granule.is_none() {
@@ -95,20 +95,20 @@ impl State {
         self
     }
 
-    /// The same, with an instance that does something.
+    /// Returns this state with the status of an instance.
     #[must_use]
     pub fn with_status(mut self, name: &str, status: Status) -> Self {
         self.status.insert(name.to_owned(), status);
         self
     }
 
-    /// The state of an instance.
+    /// Returns the status of an instance.
     #[must_use]
     pub fn status_of(&self, name: &str) -> Status {
         self.status.get(name).copied().unwrap_or_default()
     }
 
-    /// The effect of an overlay on this state.
+    /// Returns the effect of an overlay on this state.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl State {
         }
     }
 
-    /// All errors in this state itself.
+    /// Returns all errors in this state itself.
     #[must_use]
     pub fn check(&self) -> Report {
         check::assembled(&self.system)
@@ -136,14 +136,14 @@ impl State {
         instances.find(|instance| instance.name == name)
     }
 
-    /// The instance that has a CPU.
+    /// Returns the instance that has a CPU.
     pub(super) fn holder_of_cpu(&self, cpu: u64) -> Option<&str> {
         let mut instances = self.system.instances.iter();
         let holder = instances.find(|instance| instance.cpus.contains(&cpu))?;
         Some(&holder.name)
     }
 
-    /// The instance that has a device.
+    /// Returns the instance that has a device.
     pub(super) fn holder_of_device(&self, address: PciAddress) -> Option<&str> {
         let has = |instance: &&Instance| self.holds_device(instance, address);
         self.system
@@ -160,7 +160,7 @@ impl State {
             .any(|name| self.address_of(name) == Some(address))
     }
 
-    /// The PCI address that an instance means by a name.
+    /// Returns the PCI address of the device to which an instance refers by this name.
     #[must_use]
     pub fn address_of(&self, name: &str) -> Option<PciAddress> {
         let known = self
@@ -171,7 +171,7 @@ impl State {
         known.or_else(|| PciAddress::parse(name))
     }
 
-    /// Bytes of the pool that no instance has, of one NUMA node or of all.
+    /// Returns the size of the pool's memory that no instance has, on one NUMA node or on all, in bytes.
     #[must_use]
     pub fn free_bytes(&self, node: Option<u32>) -> u128 {
         let resources = &self.system.resources;
@@ -196,8 +196,8 @@ impl State {
         pool.saturating_sub(used).saturating_sub(others)
     }
 
-    /// Memory of the pool that is used and no instance's, as `/proc/iomem` has it: the kernel's rings,
-    /// file systems.
+    /// Returns the memory of the pool that is used but belongs to no instance, from `/proc/iomem`:
+    /// the kernel's rings, file systems.
     pub(crate) fn other_uses(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let iomem = self.machine.as_ref().and_then(Machine::iomem);
         let used = iomem.into_iter().flat_map(|iomem| &iomem.used);
@@ -214,8 +214,8 @@ impl State {
             .is_none_or(|there| there == node)
     }
 
-    /// Bytes that an instance has of a NUMA node. Of one whose memory is not placed, all of it counts
-    /// against the node that it asks for.
+    /// Returns the size of an instance's memory on a NUMA node. If its memory is not placed, all of
+    /// it counts for its preferred node.
     fn used_of(&self, instance: &Instance, node: Option<u32>) -> u128 {
         let Some(node) = node else {
             return u128::from(instance.memory_bytes);
@@ -237,7 +237,7 @@ impl State {
         placed + u128::from(unplaced)
     }
 
-    /// CPUs of the pool that no instance has.
+    /// Returns the CPUs of the pool that no instance has.
     pub(super) fn free_cpus(&self) -> HashSet<u64> {
         self.system.free_cpus().into_iter().collect()
     }

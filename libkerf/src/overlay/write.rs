@@ -4,7 +4,7 @@ use crate::model::Virtio;
 use crate::tree::{DeviceTree, Node, Property};
 
 impl Overlay {
-    /// The overlay's tree.
+    /// Returns the overlay's tree.
     #[must_use]
     pub fn to_tree(&self) -> DeviceTree {
         let mut root = Node::new("").with_text("compatible", "linux,multikernel-overlay");
@@ -16,7 +16,7 @@ impl Overlay {
         DeviceTree::new(root.with_children(nodes))
     }
 
-    /// The overlay's blob.
+    /// Returns the overlay's blob.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Definitions: the tree that an instance is made of, `NAME.dts` beside kerf's record of it. kerf itself
-//! keeps none.
+//! Definitions: the tree from which an instance was created, `NAME.dts` next to kerf's record of the
+//! instance. kerf itself stores none.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -12,7 +12,7 @@ use crate::tree::DeviceTree;
 const EXTENSION: &str = "dts";
 
 impl Records {
-    /// Path of an instance's definition.
+    /// Returns the path of an instance's definition.
     ///
     /// # Errors
     ///
@@ -21,7 +21,7 @@ impl Records {
         self.path(name, EXTENSION)
     }
 
-    /// An instance's definition; none when there is none.
+    /// Returns an instance's definition; `None` if it does not exist.
     ///
     /// # Errors
     ///
@@ -33,7 +33,7 @@ impl Records {
             other => other.map_err(io_error("reading", &path))?,
         };
         let mut text = String::new();
-        // One byte more, so that what is too large is refused as that.
+        // Read one byte more, so that a text that is too large is refused as such.
         file.take(MAX_TEXT_BYTES as u64 + 1)
             .read_to_string(&mut text)
             .map_err(io_error("reading", &path))?;
@@ -42,11 +42,11 @@ impl Records {
             .map_err(|source| RecordError::Source { path, source })
     }
 
-    /// Writes an instance's definition, as a whole or not at all.
+    /// Writes an instance's definition atomically.
     ///
     /// # Errors
     ///
-    /// If it cannot be written; the previous file is then still there.
+    /// If it cannot be written; the previous file then still exists.
     pub fn save_definition(&self, name: &str, tree: &DeviceTree) -> Result<PathBuf, RecordError> {
         let path = self.definition_path(name)?;
         let text = dts::write(tree).map_err(|source| RecordError::Unprintable {

@@ -1,5 +1,5 @@
-//! Where an image comes from: its file's size and SHA-256, its form, and a kernel's version, as kerf
-//! writes them down.
+//! The origin of an image: its file's size and SHA-256, its format, and a kernel's version, as kerf
+//! records them.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,11 +11,11 @@ use sha2::{Digest as _, Sha256};
 use super::{Image, RecordError, io_error};
 use crate::image::{self, Compression, Kind, MAX_IMAGE_BYTES};
 
-/// The archives that an initial file system is when it is not compressed.
+/// Magic bytes of an uncompressed initial file system.
 const CPIO: [&[u8]; 3] = [b"070701", b"070702", b"070707"];
 
 impl Image {
-    /// The record of a kernel image. Blocking: reads the whole file.
+    /// Returns the record of a kernel image. Blocking: reads the whole file.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ impl Image {
         Self::of_open_kernel(path, &mut open(path)?)
     }
 
-    /// The same of a file that is open, and known as `path`; it is read from its beginning.
+    /// As [`Image::of_kernel`], for an open file with the path `path`; reads it from its beginning.
     ///
     /// # Errors
     ///
@@ -35,7 +35,7 @@ impl Image {
         Ok(Self::of_kernel_bytes(path, &bytes))
     }
 
-    /// The same of the bytes of a file.
+    /// As [`Image::of_kernel`], for the bytes of a file.
     pub(crate) fn of_kernel_bytes(path: &Path, bytes: &[u8]) -> Self {
         let (format, compression) = match image::kind(bytes) {
             Kind::BzImage { payload } => ("bzImage", payload.and_then(Compression::of)),
@@ -50,7 +50,7 @@ impl Image {
         }
     }
 
-    /// The record of an initramfs. Blocking: reads the whole file.
+    /// Returns the record of an initramfs. Blocking: reads the whole file.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl Image {
         Self::of_open_initrd(path, &mut open(path)?)
     }
 
-    /// The same of a file that is open, and known as `path`; it is read from its beginning.
+    /// As [`Image::of_initrd`], for an open file with the path `path`; reads it from its beginning.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Image {
             let _ = write!(sha256, "{byte:02x}");
         }
         Self {
-            // A relative one would mean nothing to who reads the record.
+            // A relative path would be meaningless to a reader of the record.
             path: std::path::absolute(path)
                 .unwrap_or_else(|_| path.to_owned())
                 .display()

@@ -1,7 +1,7 @@
-//! Instance records: what is loaded in an instance, in kerf's format and place.
+//! Instance records: the loaded files of an instance, in kerf's format and place.
 //!
-//! The kernel knows segments, not files; kerf writes down where an image came from, and shows it. What
-//! is written here kerf reads, and what kerf or a later version of it added is kept.
+//! The kernel knows segments, not files; kerf records and shows the origin of an image. kerf can read
+//! the records of this module, and the module keeps contents that kerf or a later version added.
 
 mod definition;
 mod image;
@@ -21,16 +21,16 @@ use crate::dts::{DtsError, Unprintable};
 /// Directory of kerf's records.
 pub const DIRECTORY: &str = "/var/lib/kerf/instances";
 
-/// The largest record that is read, in bytes.
+/// Maximum size of a record, in bytes.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
-/// The record of what is loaded in an instance.
+/// The record of an instance's loaded files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The kernel image.
     #[serde(default)]
     pub kernel: Option<Image>,
-    /// The initial file system; in older records only its path.
+    /// The initial file system; older records contain only its path.
     #[serde(default)]
     pub initrd: Option<Initrd>,
     /// The root file system, as kerf describes it.
@@ -45,7 +45,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Says that it was loaded now, to the second, as kerf writes it.
+    /// Sets the time of the load to now, in seconds, as kerf does.
     pub fn loaded_now(&mut self) {
         let now = jiff::Timestamp::now();
         self.loaded_at = Some(now.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string());
@@ -55,18 +55,18 @@ impl Record {
 /// An image file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Image {
-    /// Path it was read from.
+    /// Path from which it was read.
     pub path: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// `bzImage`, `vmlinux` or `unknown`; an initial file system has none.
+    /// `bzImage`, `vmlinux` or `unknown`; absent for an initial file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    /// How it is compressed.
+    /// Its compression format.
     pub compression: Option<String>,
-    /// The kernel's version; an initial file system has none.
+    /// The kernel's version; absent for an initial file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
@@ -92,12 +92,12 @@ pub enum RecordError {
     Io {
         /// The attempted action.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file is not a record.
     #[error(
         "{} is not an instance record: {source}; it records what is loaded in the instance, for kerf show: move it away, and \
          load the instance's kernel again if it has one",
@@ -109,7 +109,7 @@ pub enum RecordError {
         /// The error in it.
         source: serde_json::Error,
     },
-    /// The file holds no device tree.
+    /// The file does not contain a device tree.
     #[error("{}: {source}", path.display())]
     Source {
         /// The file.
@@ -117,7 +117,7 @@ pub enum RecordError {
         /// The error in it.
         source: DtsError,
     },
-    /// The tree has a name that no source text can hold.
+    /// The tree has a name that source text cannot express.
     #[error("{}: {source}", path.display())]
     Unprintable {
         /// The file.
@@ -140,7 +140,7 @@ impl Default for Records {
 }
 
 impl Records {
-    /// The records in this directory.
+    /// Returns the records in this directory.
     #[must_use]
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         Self {
@@ -148,7 +148,7 @@ impl Records {
         }
     }
 
-    /// An instance's record; none when nothing was loaded.
+    /// Returns an instance's record; `None` if nothing was loaded.
     ///
     /// # Errors
     ///
@@ -174,22 +174,22 @@ impl Records {
             .map_err(|source| RecordError::Content { path, source })
     }
 
-    /// Writes an instance's record, as a whole or not at all.
+    /// Writes an instance's record atomically.
     ///
     /// # Errors
     ///
-    /// If it cannot be written; the previous file is then still there.
+    /// If it cannot be written; the previous file then still exists.
     pub fn save(&self, name: &str, record: &Record) -> Result<(), RecordError> {
         let path = self.path(name, "json")?;
         let text = serde_json::to_string_pretty(record).map_err(|source| RecordError::Content {
             path: path.clone(),
             source,
         })?;
-        // kerf's own name for it, so that neither leaves another's behind.
+        // kerf uses the same temporary name, so that neither leaves the other's file behind.
         self.write(&path, "tmp", text.as_bytes())
     }
 
-    /// Writes a file as a whole or not at all. Until it is whole it has another extension.
+    /// Writes a file atomically. Until it is complete it has the extension `unfinished`.
     fn write(&self, path: &Path, unfinished: &str, bytes: &[u8]) -> Result<(), RecordError> {
         let unfinished = path.with_extension(unfinished);
         let write = || {
@@ -201,13 +201,13 @@ impl Records {
             fs::File::open(&self.directory)?.sync_all()
         };
         write().map_err(|error| {
-            // On a full disk it would be in the way of what makes room.
+            // On a full disk, the partial file would take space that is needed.
             let _ = fs::remove_file(&unfinished);
             io_error("writing", path)(error)
         })
     }
 
-    /// The names of all instances that have a record, sorted.
+    /// Returns the names of all instances that have a record, sorted.
     ///
     /// # Errors
     ///
@@ -321,7 +321,7 @@ mod tests {
     fn a_record_that_cannot_be_written_leaves_nothing_unfinished() {
         let directory = tempfile::tempdir().unwrap();
         let records = Records::in_directory(directory.path());
-        // Its last step fails, as on a full disk one before it does.
+        // The last step fails, as an earlier one does on a full disk.
         fs::create_dir_all(directory.path().join("web.json/not-empty")).unwrap();
         records.save("web", &Record::default()).unwrap_err();
         let left = fs::read_dir(directory.path()).unwrap().count();

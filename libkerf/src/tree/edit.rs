@@ -1,30 +1,30 @@
-//! Changing nodes.
+//! Changes of nodes.
 
 use super::{Node, Property, path};
 
 impl Node {
-    /// Adds a property after those that are there, or replaces the one of its name in its place.
+    /// Adds a property after the existing ones, or replaces the one with its name in place.
     #[must_use]
     pub fn with_property(mut self, property: Property) -> Self {
         self.set(property);
         self
     }
 
-    /// Adds a child after those that are there.
+    /// Adds a child after the existing ones.
     #[must_use]
     pub fn with_child(mut self, child: Node) -> Self {
         self.children.push(child);
         self
     }
 
-    /// Adds children after those that are there.
+    /// Adds children after the existing ones.
     #[must_use]
     pub fn with_children(mut self, children: impl IntoIterator<Item = Node>) -> Self {
         self.children.extend(children);
         self
     }
 
-    /// Adds a property after those that are there, or replaces the one of its name in its place.
+    /// Adds a property after the existing ones, or replaces the one with its name in place.
     pub fn set(&mut self, property: Property) {
         match self
             .properties
@@ -36,17 +36,17 @@ impl Node {
         }
     }
 
-    /// Adds a child after those that are there.
+    /// Adds a child after the existing ones.
     pub fn push(&mut self, child: Node) {
         self.children.push(child);
     }
 
-    /// Gives it another name.
+    /// Renames the node.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.name = name.into();
     }
 
-    /// Takes the property of this name out.
+    /// Removes the property with this name and returns it.
     pub fn remove_property(&mut self, name: &str) -> Option<Property> {
         let at = self
             .properties
@@ -55,19 +55,19 @@ impl Node {
         Some(self.properties.remove(at))
     }
 
-    /// Keeps the properties for which `keep` is true, asked in their order.
+    /// Keeps the properties for which `keep` returns true, called in their order.
     pub(crate) fn retain_properties(&mut self, keep: impl FnMut(&Property) -> bool) {
         self.properties.retain(keep);
     }
 
-    /// The child that [`Node::child`] finds, to change it.
+    /// As [`Node::child`], but mutable.
     pub fn child_mut(&mut self, name: &str) -> Option<&mut Node> {
         self.children
             .iter_mut()
             .find(|child| path::is_found_by(&child.name, name))
     }
 
-    /// The same; a new one is added when there is none.
+    /// As [`Node::child_mut`]; adds a new child if there is none.
     pub fn child_or_new(&mut self, name: &str) -> &mut Node {
         let found = |child: &Node| path::is_found_by(&child.name, name);
         let at = self.children.iter().position(found).unwrap_or_else(|| {
@@ -77,12 +77,12 @@ impl Node {
         &mut self.children[at]
     }
 
-    /// The children, to change them.
+    /// Returns the children, mutable.
     pub fn children_mut(&mut self) -> &mut Vec<Node> {
         &mut self.children
     }
 
-    /// Takes out the child that [`Node::child`] finds.
+    /// Removes the child that [`Node::child`] finds.
     pub fn remove_child(&mut self, name: &str) -> Option<Node> {
         let at = self
             .children
@@ -91,7 +91,7 @@ impl Node {
         Some(self.children.remove(at))
     }
 
-    /// Adds a property as a blob has it, which may repeat a name.
+    /// Adds a property, which may repeat a name as in a blob.
     pub(crate) fn append(&mut self, property: Property) {
         self.properties.push(property);
     }

@@ -1,7 +1,6 @@
-//! A device tree in memory: nodes, properties, paths. It knows nothing of multikernel.
+//! A device tree in memory: nodes, properties, paths. This module is independent of multikernel.
 //!
-//! Everything that was read is kept in its order, known or not. A tree that was read and not changed is written back
-//! byte for byte.
+//! All contents keep their order, known or unknown. An unchanged tree is written back byte for byte.
 
 mod edit;
 mod path;
@@ -13,11 +12,11 @@ use std::sync::Arc;
 pub use path::NodePath;
 pub use value::Shape;
 
-/// The most nodes that may lie within each other, the root counted. The deepest tree that kerf or
-/// the kernel makes has nine.
+/// Maximum nesting of nodes, including the root. The deepest tree of kerf or the kernel has nine
+/// levels.
 pub const MAX_DEPTH: usize = 64;
 
-/// The longest name of a node or property, in bytes. The specification allows 31 and a unit address.
+/// Maximum length of the name of a node or property, in bytes. The specification allows 31 and a unit address.
 pub const MAX_NAME_BYTES: usize = 255;
 
 /// A device tree: its root, and the other contents of its blob.
@@ -35,8 +34,8 @@ pub struct Header {
     pub boot_cpu: u32,
     /// The memory reservations: base and size, in bytes.
     pub reservations: Vec<(u64, u64)>,
-    /// The blob's strings. A changed tree keeps them and appends new ones, so that what was not
-    /// changed stays where it was.
+    /// The blob's strings. A changed tree keeps them and appends new ones, so that unchanged parts
+    /// stay in place.
     pub(crate) strings: Vec<u8>,
 }
 
@@ -49,7 +48,7 @@ enum Origin {
     Text(Arc<str>),
 }
 
-/// A node: a name, properties, children, each in the order they were read.
+/// A node: a name, properties and children, each in their original order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Node {
     name: String,
@@ -66,7 +65,7 @@ pub struct Property {
 }
 
 impl DeviceTree {
-    /// A tree with this root, which no blob or text says anything else about.
+    /// Creates a tree with this root, without an original blob or text.
     #[must_use]
     pub fn new(root: Node) -> Self {
         Self {
@@ -91,25 +90,25 @@ impl DeviceTree {
         }
     }
 
-    /// The root node.
+    /// Returns the root node.
     #[must_use]
     pub fn root(&self) -> &Node {
         &self.root
     }
 
-    /// The root node, mutable. From then on the tree is encoded again, not copied from its source.
+    /// Returns the root node, mutable. From then on the tree is encoded again, not copied from its source.
     pub fn root_mut(&mut self) -> &mut Node {
         self.origin = Origin::Made;
         &mut self.root
     }
 
-    /// The contents of the blob apart from its nodes.
+    /// Returns the contents of the blob apart from its nodes.
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The blob this tree was read from, when it was not changed since.
+    /// Returns the original blob of an unchanged tree.
     #[must_use]
     pub fn unchanged_blob(&self) -> Option<&[u8]> {
         match &self.origin {
@@ -118,7 +117,7 @@ impl DeviceTree {
         }
     }
 
-    /// The source text this tree was read from, when it was not changed since.
+    /// Returns the original source text of an unchanged tree.
     #[must_use]
     pub fn unchanged_text(&self) -> Option<&str> {
         match &self.origin {
@@ -127,7 +126,7 @@ impl DeviceTree {
         }
     }
 
-    /// The node at an absolute path, found as [`Node::child`] finds each of its parts.
+    /// Returns the node at an absolute path; each part is looked up as by [`Node::child`].
     #[must_use]
     pub fn node(&self, path: &str) -> Option<&Node> {
         let mut node = &self.root;
@@ -138,7 +137,7 @@ impl DeviceTree {
     }
 }
 
-/// Two trees are equal when nodes and reservations are; where they come from does not count.
+/// Two trees are equal if their nodes and reservations are; their origin does not count.
 impl PartialEq for DeviceTree {
     fn eq(&self, other: &Self) -> bool {
         self.root == other.root
@@ -150,7 +149,7 @@ impl PartialEq for DeviceTree {
 impl Eq for DeviceTree {}
 
 impl Node {
-    /// A node without properties or children. The root's name is empty.
+    /// Creates a node without properties or children. The root's name is empty.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -160,31 +159,31 @@ impl Node {
         }
     }
 
-    /// The name, with its unit address.
+    /// Returns the name, with its unit address.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The part of the name after `@`.
+    /// Returns the part of the name after `@`.
     #[must_use]
     pub fn unit_address(&self) -> Option<&str> {
         self.name.split_once('@').map(|(_, unit)| unit)
     }
 
-    /// The properties, in order.
+    /// Returns the properties, in order.
     #[must_use]
     pub fn properties(&self) -> &[Property] {
         &self.properties
     }
 
-    /// The children, in order.
+    /// Returns the children, in order.
     #[must_use]
     pub fn children(&self) -> &[Node] {
         &self.children
     }
 
-    /// The children whose name starts with `prefix`, in order.
+    /// Returns the children whose name starts with `prefix`, in order.
     pub fn children_with_prefix<'a>(
         &'a self,
         prefix: &'a str,
@@ -194,8 +193,8 @@ impl Node {
             .filter(move |child| child.name.starts_with(prefix))
     }
 
-    /// The first child of this name, as libfdt, and with it kerf and the kernel, looks for it: a
-    /// name without a unit address also finds a node that has one.
+    /// Returns the first child with this name, by the rules of libfdt, kerf and the kernel: a name
+    /// without a unit address also finds a node that has one.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Node> {
         self.children
@@ -203,7 +202,7 @@ impl Node {
             .find(|child| path::is_found_by(&child.name, name))
     }
 
-    /// The first property of this name.
+    /// Returns the first property with this name.
     #[must_use]
     pub fn property(&self, name: &str) -> Option<&Property> {
         self.properties
@@ -211,7 +210,7 @@ impl Node {
             .find(|property| &*property.name == name)
     }
 
-    /// How many nodes lie within each other here, this one counted.
+    /// Returns the number of levels of nodes, including this one.
     #[must_use]
     pub fn depth(&self) -> usize {
         1 + self.children.iter().map(Node::depth).max().unwrap_or(0)
@@ -219,7 +218,7 @@ impl Node {
 }
 
 impl Property {
-    /// A property with these bytes; none for a property that only is there.
+    /// Creates a property with these bytes; an empty value for a flag.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, value: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -228,13 +227,13 @@ impl Property {
         }
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.value

@@ -1,26 +1,26 @@
-//! The path of a node, for messages and look-ups.
+//! The path of a node, for messages and lookups.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The path of a node, as messages show it: `/instances/web/resources`.
+/// The path of a node in messages: `/instances/web/resources`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct NodePath(String);
 
 impl NodePath {
-    /// The root, `/`.
+    /// Returns the root, `/`.
     #[must_use]
     pub fn root() -> Self {
         Self(String::new())
     }
 
-    /// The path of a child of this node.
+    /// Returns the path of a child of this node.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         Self(format!("{}/{name}", self.0))
     }
 
-    /// The path as text.
+    /// Returns the path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         if self.0.is_empty() { "/" } else { &self.0 }
@@ -39,14 +39,14 @@ impl fmt::Display for NodePath {
     }
 }
 
-/// The parts of an absolute path; none when it does not start with `/`. Repeated slashes count as
-/// one, as in libfdt.
+/// Returns the parts of an absolute path; `None` if it does not start with `/`. Repeated slashes
+/// count as one, as in libfdt.
 pub(super) fn parts(path: &str) -> Option<impl Iterator<Item = &str>> {
     path.strip_prefix('/')
         .map(|rest| rest.split('/').filter(|part| !part.is_empty()))
 }
 
-/// Whether libfdt, asked for `wanted`, takes a node of this name.
+/// Returns whether libfdt finds a node with this name when it looks for `wanted`.
 pub(super) fn is_found_by(name: &str, wanted: &str) -> bool {
     match name.strip_prefix(wanted) {
         Some("") => true,

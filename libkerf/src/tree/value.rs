@@ -1,11 +1,11 @@
-//! Interpreting the bytes of a property. A property has no type: the reader says which [`Shape`] it expects, and gets
-//! that shape as the error otherwise.
+//! Interprets the bytes of a property. A property has no type: the reader specifies the expected [`Shape`], and
+//! receives that shape as the error otherwise.
 
 use std::fmt;
 
 use super::{Node, Property};
 
-/// The form that a reader expected of a property's bytes.
+/// The expected format of a property's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
     /// One cell: 4 bytes.
@@ -20,7 +20,7 @@ pub enum Shape {
     Range,
     /// One string: UTF-8, terminated by its only NUL.
     Text,
-    /// Strings: UTF-8, each ended by a NUL, at least one.
+    /// Strings: UTF-8, each terminated by a NUL, at least one.
     TextList,
 }
 
@@ -39,27 +39,27 @@ impl fmt::Display for Shape {
 }
 
 impl Property {
-    /// The value of one cell.
+    /// Returns the value of one cell.
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 4 bytes.
+    /// The shape, if the property does not have 4 bytes.
     pub fn u32(&self) -> Result<u32, Shape> {
         let bytes = self.value.as_slice().try_into().map_err(|_| Shape::U32)?;
         Ok(u32::from_be_bytes(bytes))
     }
 
-    /// The value of two cells, the high one first.
+    /// Returns the value of two cells, the high one first.
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 8 bytes.
+    /// The shape, if the property does not have 8 bytes.
     pub fn u64(&self) -> Result<u64, Shape> {
         let bytes = self.value.as_slice().try_into().map_err(|_| Shape::U64)?;
         Ok(u64::from_be_bytes(bytes))
     }
 
-    /// The values of all cells.
+    /// Returns the values of all cells.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Property {
         Ok(cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect())
     }
 
-    /// The values of all pairs of cells.
+    /// Returns the values of all pairs of cells.
     ///
     /// # Errors
     ///
@@ -85,11 +85,11 @@ impl Property {
         Ok(cells.iter().map(|cell| u64::from_be_bytes(*cell)).collect())
     }
 
-    /// A base and a size, in bytes.
+    /// Returns a base and a size, in bytes.
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 16 bytes.
+    /// The shape, if the property does not have 16 bytes.
     pub fn range(&self) -> Result<(u64, u64), Shape> {
         match self.u64_list().as_deref() {
             Ok([base, size]) => Ok((*base, *size)),
@@ -97,7 +97,7 @@ impl Property {
         }
     }
 
-    /// One string, without its NUL.
+    /// Returns one string, without its NUL.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Property {
         }
     }
 
-    /// All strings, without their NULs.
+    /// Returns all strings, without their NULs.
     ///
     /// # Errors
     ///
@@ -172,7 +172,7 @@ impl Node {
         self.with_property(Property::new(name, bytes))
     }
 
-    /// Adds a property that has no bytes: being there is its value.
+    /// Adds a property without bytes: its presence is its value.
     #[must_use]
     pub fn with_flag(self, name: &str) -> Self {
         self.with_property(Property::new(name, []))

@@ -9,10 +9,11 @@ use crate::dump::layout::{ELF_IDENT, ElfHeader, PT_NOTE, ProgramHeader, SHT_NOTE
 use crate::dump::notes::gnu_build_id;
 use crate::error::DumpError;
 
-/// Most bytes of one section or segment of notes that are read: a kernel has less than 1 KiB.
+/// Maximum size of a section or segment of notes, bytes: a kernel has less than 1 KiB.
 const NOTES_MAX_BYTES: u64 = 64 << 10;
 
-/// The build id of the ELF file at `path`, in hexadecimal; `None` if the file has none or is not a 64-bit ELF file.
+/// Returns the build id of the ELF file at `path`, in hexadecimal; `None` if the file has none or is not a 64-bit ELF
+/// file.
 ///
 /// # Errors
 ///
@@ -26,8 +27,8 @@ pub(super) fn of_file(path: &Path) -> Result<Option<String>, DumpError> {
     if !header.ident.starts_with(&ELF_IDENT) {
         return Ok(None);
     }
-    // Debug information that was split off may have stale segments; its sections are right. A file without section
-    // headers has segments alone.
+    // Split debug information may have stale segments; its sections are right. A file without section headers has
+    // only segments.
     for number in 0..u64::from(header.shnum.get()) {
         let at = table_entry(header.shoff.get(), number, size_of::<SectionHeader>());
         let section: SectionHeader = bytes::read_struct(&file, at, "a section header")?;
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
     use crate::dump::notes::put_note;
 
-    /// An ELF file with one section or one segment of notes.
+    /// Returns an ELF file with one section or one segment of notes.
     fn elf(in_a_section: bool) -> Vec<u8> {
         let mut notes = Vec::new();
         put_note(b"Xen\0", 6, b"linux", &mut notes);

@@ -5,11 +5,11 @@ use crate::dump::Cpu;
 use crate::kernel::symbols::Symbols;
 use crate::kernel::{Kernel, START_KERNEL_MAP};
 
-/// Bytes of a stack that are looked at: the kernel's stacks have 16 KiB.
+/// Maximum number of bytes of a stack to search: the kernel's stacks have 16 KiB.
 const STACK_MAX_BYTES: usize = 16 << 10;
-/// Most CPUs of which the stack is looked at: hostile notes have thousands.
+/// Maximum number of CPUs whose stack is searched: hostile notes have thousands.
 const STACKS_MAX: usize = 512;
-/// Most addresses of one stack.
+/// Maximum number of addresses from one stack.
 const STACK_ADDRESSES_MAX: usize = 24;
 /// Functions in which an idle CPU waits.
 const IDLE: [&str; 6] = [
@@ -21,7 +21,7 @@ const IDLE: [&str; 6] = [
     "mwait_idle",
 ];
 
-/// Says what a CPU did, as far as the kernel's symbols are known.
+/// Reports the CPUs' activity, as far as the kernel's symbols are known.
 pub(super) fn report(
     index: usize,
     cpu: &Cpu,
@@ -80,19 +80,19 @@ pub(super) fn report(
     }
 }
 
-/// Possible return addresses on the stack: addresses within a function of the kernel.
+/// Returns possible return addresses on the stack: addresses within a function of the kernel.
 fn stack(kernel: &Kernel<'_>, symbols: &Symbols, code: (u64, u64), rsp: u64) -> Vec<String> {
     let mut found = Vec::new();
     let start = rsp & !7;
     for at in (0..STACK_MAX_BYTES as u64).step_by(8) {
-        // The stack ends where the memory does, at the latest.
+        // The stack ends at the end of the memory, at the latest.
         let Ok(value) = kernel.u64_at(start.wrapping_add(at), "a stack") else {
             break;
         };
         if value < START_KERNEL_MAP || !(code.0..code.1).contains(&value) {
             continue;
         }
-        // What is called returns behind the beginning of what called it.
+        // A return address is behind the beginning of the calling function.
         if let Some(place) = symbols.place(value).filter(|place| place.offset > 0) {
             found.push(place.to_string());
             if found.len() == STACK_ADDRESSES_MAX {

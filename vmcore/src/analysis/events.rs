@@ -20,22 +20,22 @@ use serde::Serialize;
 use super::titles::{is_die, title};
 use crate::kernel::log::Log;
 
-/// Most events that are kept: as many of the first as of the last.
+/// Maximum number of events kept: half of them the first, half the last.
 const EVENTS_MAX: usize = 64;
-/// Most calls of one event.
+/// Maximum number of calls of one event.
 const CALLS_MAX: usize = 256;
-/// Most bytes of one text.
+/// Maximum size of one text, bytes.
 const TEXT_MAX_BYTES: usize = 4096;
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// The kernel's code did what it must not.
+    /// A fault in the kernel's code.
     Oops,
-    /// A check of the kernel's own failed; it went on.
+    /// A failed check of the kernel's own; the kernel continued.
     Warning,
-    /// A CPU did not come to an end with something, or a task waits too long.
+    /// A CPU is stuck, or a task waits too long.
     Lockup,
     /// The kernel gave up.
     Panic,
@@ -50,25 +50,25 @@ pub struct Event {
     pub title: String,
     /// Nanoseconds since boot.
     pub time_ns: u64,
-    /// CPU, task and taint, as the kernel wrote them.
+    /// CPU, task and taint, in the kernel's format.
     pub who: Option<String>,
     /// The number of the CPU.
     pub cpu: Option<u32>,
-    /// The task's number.
+    /// Pid of the task.
     pub pid: Option<u32>,
     /// The task's name.
     pub comm: Option<String>,
-    /// The machine, as the firmware names it.
+    /// The machine's name from the firmware.
     pub hardware: Option<String>,
     /// The kernel's location.
     pub rip: Option<String>,
-    /// Names and values, hexadecimal, of the kernel's registers.
+    /// Names and values of the kernel's registers, hexadecimal.
     pub registers: Vec<(String, String)>,
     /// The code around the instruction, hexadecimal.
     pub code: Option<String>,
     /// The calls that led there, innermost first.
     pub call_trace: Vec<String>,
-    /// The modules that were loaded.
+    /// The loaded modules.
     pub modules: Option<Vec<String>>,
 }
 
@@ -92,8 +92,8 @@ impl Event {
     }
 }
 
-/// The events of a log. Messages from programs are ignored, whatever they look like, and only the first line of a
-/// message starts an event.
+/// Returns the events of a log. Messages from programs are ignored, whatever they contain, and only the first
+/// line of a message can start an event.
 pub fn events(log: &Log) -> Vec<Event> {
     let mut reader = Reader::default();
     for record in log.records.iter().filter(|record| record.is_of_kernel()) {
@@ -107,15 +107,15 @@ pub fn events(log: &Log) -> Vec<Event> {
     reader.done.into_iter().map(|open| open.event).collect()
 }
 
-/// An event that is read.
+/// An event that is being parsed.
 struct Open {
     event: Event,
-    /// The task or CPU that reported it; lines of others may be in between.
+    /// The task or CPU that reported it; lines of others may come in between.
     caller: u32,
-    /// Lines go to it still.
+    /// True while further lines belong to the event.
     open: bool,
     in_trace: bool,
-    /// The registers that follow are not the kernel's at that moment.
+    /// The registers that follow are not the kernel's at the time of the fault.
     registers_over: bool,
 }
 
@@ -126,7 +126,7 @@ struct Reader {
 
 impl Reader {
     fn line(&mut self, line: &str, kind: Option<EventKind>, time_ns: u64, caller: u32) {
-        // The last that this caller told of.
+        // The last event from this caller.
         let mut told = self.done.iter_mut().rev();
         let last = told.find(|event| event.caller == caller);
         let last = last.filter(|event| event.open);
@@ -175,15 +175,16 @@ impl Open {
         }
     }
 
-    /// The line from `die()` is the second line of a fault whose first line names it better: "BUG: unable to handle
-    /// page fault", or "kernel BUG at", which is an invalid opcode to the CPU.
+    /// Returns whether the line continues the event. The line from `die()` is the second line of a fault whose first
+    /// line has the better name: "BUG: unable to handle page fault", or "kernel BUG at", which is an invalid opcode for
+    /// the CPU.
     fn goes_on_with(&self, line: &str, kind: EventKind) -> bool {
         let same = kind == EventKind::Oops && self.event.kind == EventKind::Oops;
         same && is_die(line) && self.event.rip.is_none()
     }
 }
 
-/// How a kernel ended, by its events: the last panic, and what led to it.
+/// How a kernel ended, from its events: the last panic, and its cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ending<'a> {
     /// The last panic.
@@ -192,8 +193,8 @@ pub struct Ending<'a> {
     pub cause: Option<&'a Event>,
 }
 
-/// How a panic that follows a fault says so: those are the kernel's last words after an oops, a warning or a lockup
-/// that it does not bear. Every other panic tells its own reason: what was in the log before did not end the kernel.
+/// Texts of panics that follow an earlier event: the kernel's last words after an oops, a warning or a lockup that it
+/// does not tolerate. Every other panic has a reason of its own: earlier events in the log did not end the kernel.
 const FOLLOWS: [(&str, &[EventKind]); 11] = [
     ("Fatal exception", &[EventKind::Oops]),
     ("Machine halted", &[EventKind::Oops]),
@@ -208,7 +209,7 @@ const FOLLOWS: [(&str, &[EventKind]); 11] = [
     ("RCU Stall", &[EventKind::Lockup]),
 ];
 
-/// How a kernel ended. `events` are in the order in which they happened.
+/// Returns how a kernel ended. `events` are in the order of their occurrence.
 pub fn ending(events: &[Event]) -> Ending<'_> {
     let is_panic = |event: &Event| event.kind == EventKind::Panic;
     let Some(at) = events.iter().rposition(is_panic) else {
@@ -231,7 +232,7 @@ fn last_of<'a>(events: &'a [Event], kinds: &[EventKind]) -> Option<&'a Event> {
     newest.find(|event| kinds.contains(&event.kind))
 }
 
-/// A line of an event that tells more of it. The first of each kind counts.
+/// Adds a detail line to an event. The first line of each kind counts.
 fn detail(event: &mut Event, line: &str, registers_over: bool) {
     let fill = |slot: &mut Option<String>, text: &str| {
         slot.get_or_insert_with(|| cut(text));
@@ -259,7 +260,7 @@ fn detail(event: &mut Event, line: &str, registers_over: bool) {
     }
 }
 
-/// The task's name: the text before its taint.
+/// Returns the task's name: the text before its taint.
 fn comm(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("Comm: ")?;
     let end = [" Not tainted", " Tainted: "]
@@ -273,13 +274,13 @@ fn word_after<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
     line.split_once(mark)?.1.split_whitespace().next()
 }
 
-/// Registers of one line: `NAME: digits` again and again. Of `RSP: 0018:digits` the digits count.
+/// Parses the registers of one line, which repeats `NAME: digits`. Of `RSP: 0018:digits`, the last digits count.
 fn registers(line: &str) -> Vec<(String, String)> {
     let mut words = line.split_whitespace().peekable();
     let mut found = Vec::new();
     while let Some(word) = words.next() {
         let Some(name) = word.strip_suffix(':').filter(|name| is_register(name)) else {
-            // Not a line of registers, or not any more.
+            // Not a line of registers, or the end of the registers in it.
             return found;
         };
         let Some(value) = words.next() else {
@@ -401,7 +402,7 @@ Kernel Offset: 0x15400000
         assert!(told(&text).1.unwrap().contains("NULL pointer"));
     }
 
-    /// Title of the panic, and of what led to it.
+    /// Titles of the panic and of its cause.
     fn told(text: &str) -> (Option<String>, Option<String>) {
         ended(&log(text))
     }
@@ -443,7 +444,7 @@ Kernel panic - not syncing: Fatal exception
             let (panic, cause) = told(&format!("{before}{end}"));
             assert_eq!((panic.as_deref(), cause), (Some(end.trim_end()), None));
         }
-        // The lockup is what this one is about.
+        // The lockup is the cause of this panic.
         let end = "Kernel panic - not syncing: hung_task: blocked tasks\n";
         assert_eq!(
             told(&format!("{bore}{hung}{end}")).1.as_deref(),
@@ -465,7 +466,7 @@ Kernel panic - not syncing: Fatal exception
         }
     }
 
-    /// Linux 6.1 on a stack that is not there: `die()` has no "Oops: " there.
+    /// Linux 6.1 on an unmapped stack: `die()` prints no "Oops: " there.
     #[test]
     fn a_double_fault_is_the_cause_of_the_panic_behind_it() {
         for die in [

@@ -26,15 +26,15 @@ use crate::kernel::{Kernel, Origin, VmcoreInfo};
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange, PhysicalMemory};
 use events::Event;
 
-/// Longest text that is taken from the kernel's memory, bytes.
+/// Maximum length of a text from the kernel's memory, bytes.
 const TEXT_MAX_BYTES: usize = 4096;
-/// Pages that are read at once when all are.
+/// Number of pages per read in a scan.
 const SCAN_PAGES: usize = 256;
 
 /// Optional parts of an analysis.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnalysisOptions {
-    /// Read every page: counts those of zeros, and finds damaged ones. Takes as long as reading the file.
+    /// Read every page: counts zero pages, and finds damaged ones. Takes as long as reading the file.
     pub scan: bool,
 }
 
@@ -75,7 +75,7 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
         problems.push("the registers of the CPUs: the dump has no notes of them".to_owned());
     }
     report.problems = problems;
-    // A page that cannot be unpacked is missed as one that is not there; `scan` alone reads them.
+    // A page that cannot be unpacked counts as missing like an absent one; only `scan` reads all pages.
     if options.scan && report.memory.unreadable.is_some_and(|pages| pages > 0) {
         report.file.complete = false;
         let because = "pages that are in it cannot be read";
@@ -84,7 +84,7 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
     Ok(report)
 }
 
-/// The kernel's release, where nothing else is known of it.
+/// Returns the kernel's release, if nothing else is known about the kernel.
 fn release_alone(dump: &Dump) -> Option<String> {
     let text = dump.notes().vmcoreinfo.as_deref();
     let info = text.map(|text| VmcoreInfo::parse(text, Origin::Note));
@@ -92,7 +92,7 @@ fn release_alone(dump: &Dump) -> Option<String> {
     named.or_else(|| dump.header_release())
 }
 
-/// The value; what went wrong is told among the problems.
+/// Returns the value; adds an error to the problems.
 fn noted<T, E: std::fmt::Display>(
     result: Result<T, E>,
     what: &str,
@@ -103,7 +103,7 @@ fn noted<T, E: std::fmt::Display>(
         .ok()
 }
 
-/// Addresses of the symbols that are used.
+/// Addresses of the required symbols.
 struct Found {
     tainted_mask: Option<u64>,
     command_line: Option<u64>,
@@ -137,8 +137,8 @@ impl Found {
 }
 
 impl FileReport {
-    /// Tells of the file alone, without a look at the memory in it. Reads every descriptor, and all of the file when
-    /// it has a checksum.
+    /// Describes only the file, not the memory in it. Reads every descriptor, and all of the file if it has a
+    /// checksum.
     ///
     /// # Errors
     ///
@@ -153,7 +153,7 @@ fn file(dump: &Dump) -> Result<FileReport, DumpError> {
         Completeness::Complete => None,
         Completeness::Incomplete(why) => Some(why),
     };
-    // What is known to be incomplete may not have all descriptors.
+    // An incomplete file may lack descriptors.
     let packings = match (dump.packings(), incomplete_because) {
         (Ok(packings), _) => packings,
         (Err(_), Some(_)) => Vec::new(),
@@ -224,18 +224,18 @@ fn describe(
     }
 }
 
-/// The machine, by what the log says behind `DMI: `. In newer kernels the version of the firmware's tables stands before it.
+/// Returns the machine, from the log's line `DMI: `. In newer kernels it follows the version of the firmware's tables.
 fn machine(log: &Log) -> Option<String> {
     let is_version = |text: &String| text.starts_with("SMBIOS ") || text.starts_with("Legacy DMI ");
     lines_behind(log, "DMI: ").find(|text| !is_version(text))
 }
 
-/// What the log says behind `prefix`, where it says it first.
+/// Returns the first text behind `prefix` in the log.
 fn line_behind(log: &Log, prefix: &str) -> Option<String> {
     lines_behind(log, prefix).next()
 }
 
-/// What the kernel says behind `prefix`, each time.
+/// Returns all texts behind `prefix` in the kernel's messages.
 fn lines_behind<'l>(log: &'l Log, prefix: &'l str) -> impl Iterator<Item = String> + 'l {
     let records = log.records.iter().filter(|record| record.is_of_kernel());
     records.filter_map(move |record| {
@@ -273,7 +273,7 @@ fn crash(kernel: Option<&Kernel<'_>>, log: Option<&Log>, events: Vec<Event>) -> 
 }
 
 impl LogReport {
-    /// Tells a log.
+    /// Describes a log.
     pub fn of(log: &Log) -> Self {
         Self {
             messages: log.records.len(),
@@ -328,7 +328,7 @@ fn memory(
     }
 }
 
-/// Of these pages, those that a level leaves out.
+/// Returns the pages among `kinds` that a level leaves out.
 fn left_out(kinds: PageCounts, level: u32) -> PageCounts {
     let when = |kind: PageKind, count| if kind.left_out_at(level) { count } else { 0 };
     PageCounts {
@@ -348,14 +348,14 @@ struct Scanned {
     first_error: Option<String>,
 }
 
-/// Reads every page that the dump has.
+/// Reads all pages in the dump.
 fn scan(dump: &Dump) -> Scanned {
     let mut scanned = Scanned::default();
     let mut buf = vec![0; PAGE_BYTES * SCAN_PAGES];
     for range in dump.ranges() {
         let mut at = dump.next_present(range.start, range.end);
         while at < range.end {
-            // A hole in the file.
+            // Skip a hole in the file.
             let data = dump.next_data(at, range.end);
             if data > at {
                 scanned.zero += (data - at) / PAGE;
@@ -363,7 +363,7 @@ fn scan(dump: &Dump) -> Scanned {
                 continue;
             }
             let upto = range.end.min(at + (SCAN_PAGES * PAGE_BYTES) as u64);
-            // SCAN_PAGES fits.
+            // At most SCAN_PAGES.
             let part = &mut buf[..usize::try_from(upto - at).unwrap_or(0)];
             let whole = dump.read(at, part).is_ok();
             for (number, page) in (0..).zip(part.chunks_exact_mut(PAGE_BYTES)) {

@@ -11,17 +11,17 @@ use crate::kernel::pages::PageCounts;
 pub struct Report {
     /// The file.
     pub file: FileReport,
-    /// The kernel; `None` when nothing in the dump describes it.
+    /// The kernel; `None` if nothing in the dump describes it.
     pub kernel: Option<KernelReport>,
-    /// How it ended.
+    /// The end of the kernel.
     pub crash: CrashReport,
-    /// The CPUs whose registers the dump has.
+    /// The CPUs whose registers are in the dump.
     pub cpus: Vec<CpuReport>,
-    /// The modules that were loaded.
+    /// The loaded modules.
     pub modules: Option<ModulesReport>,
     /// The memory.
     pub memory: MemoryReport,
-    /// The log; `None` when it cannot be read.
+    /// The log; `None` if it cannot be read.
     pub log: Option<LogReport>,
     /// Information that could not be determined, with the reasons.
     pub problems: Vec<String>,
@@ -34,13 +34,13 @@ pub struct FileReport {
     pub format: &'static str,
     /// Its length; of a flattened file, the length of the file it describes.
     pub bytes: u64,
-    /// False when something says that a part is missing.
+    /// False if a part is known to be missing.
     pub complete: bool,
     /// The reason.
     pub incomplete_because: Option<&'static str>,
-    /// `holds`, `broken`, `wrong_length`, or `none` when there is none.
+    /// `holds`, `broken`, `wrong_length`, or `none` if the file has no checksum.
     pub checksum: &'static str,
-    /// How pages are packed.
+    /// The compression methods of the pages.
     pub packings: Vec<&'static str>,
     /// The dump level, as makedumpfile's `-d`; `None` if the file does not record it.
     pub level: Option<u32>,
@@ -53,9 +53,9 @@ pub struct FileReport {
 pub struct KernelReport {
     /// Its release.
     pub release: Option<String>,
-    /// The whole line with which it introduces itself.
+    /// The full line of its banner.
     pub version: Option<String>,
-    /// The machine that it ran on, as the firmware names it.
+    /// The machine's name from the firmware.
     pub machine: Option<String>,
     /// The build id, hexadecimal.
     pub build_id: Option<String>,
@@ -63,7 +63,7 @@ pub struct KernelReport {
     pub command_line: Option<String>,
     /// The place where VMCOREINFO was found.
     pub vmcoreinfo: String,
-    /// Bytes by which its addresses are moved, hexadecimal.
+    /// Offset of its addresses by KASLR, in bytes, hexadecimal.
     pub kaslr_offset: Option<String>,
     /// The taint flags.
     pub taint: Option<TaintReport>,
@@ -72,7 +72,7 @@ pub struct KernelReport {
 /// The taint flags of a kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaintReport {
-    /// The letters that the kernel uses; empty when it is not tainted.
+    /// The kernel's letters; empty if it is not tainted.
     pub letters: String,
     /// The meaning of each flag.
     pub meanings: Vec<&'static str>,
@@ -80,14 +80,14 @@ pub struct TaintReport {
     pub source: &'static str,
 }
 
-/// How it ended.
+/// The end of the kernel.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CrashReport {
     /// The panic message.
     pub panic: Option<String>,
     /// The cause: the last fault before the panic, if the panic message says that it follows one.
     pub cause: Option<String>,
-    /// Time from boot to the last message of the log: the kernel lived at least so long.
+    /// Time from boot to the last message of the log: the kernel lived at least this long.
     pub uptime_at_least_ns: Option<u64>,
     /// Time of the crash, in seconds since 1970; recorded by a kdump kernel.
     pub time_unix_s: Option<u64>,
@@ -98,17 +98,17 @@ pub struct CrashReport {
 /// One CPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct CpuReport {
-    /// Its place in the dump's notes.
+    /// Its index in the dump's notes.
     pub index: usize,
     /// `kernel` or `user`.
     pub mode: &'static str,
-    /// The symbol it was at.
+    /// The symbol at its instruction pointer.
     pub at: Option<String>,
-    /// True when that is where an idle CPU waits.
+    /// True if that is a place where an idle CPU waits.
     pub idle: bool,
     /// Names and values, hexadecimal.
     pub registers: Vec<(&'static str, String)>,
-    /// Addresses on its stack that lie in the kernel's code. A guess: not each of them was called.
+    /// Addresses on its stack that are in the kernel's code. A guess: not all of them were called.
     pub stack: Vec<String>,
 }
 
@@ -124,29 +124,29 @@ pub struct ModulesReport {
 /// The memory.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct MemoryReport {
-    /// Bytes that the machine has.
+    /// Size of the machine's memory, bytes.
     pub bytes: u64,
-    /// Pages that the machine has.
+    /// Number of the machine's pages.
     pub pages: u64,
-    /// Pages that are in the file, where it keeps count.
+    /// Number of pages in the file, if the file records it.
     pub pages_in_file: Option<u64>,
     /// The page types.
     pub kinds: Option<PageCounts>,
-    /// Pages of zeros.
+    /// Number of zero pages.
     pub zero: Option<u64>,
-    /// Pages that were left out, by kind.
+    /// Number of omitted pages, by type.
     pub left_out: Option<PageCounts>,
-    /// Pages that should be in the file and cannot be read.
+    /// Number of pages that should be in the file and cannot be read.
     pub unreadable: Option<u64>,
 }
 
 /// The log.
 #[derive(Clone, Debug, Serialize)]
 pub struct LogReport {
-    /// Messages.
+    /// Number of messages.
     pub messages: usize,
-    /// Messages that could not be read, or were too many.
+    /// Number of messages that could not be read, or were too many.
     pub messages_lost: u64,
-    /// As `makedumpfile --dump-dmesg` writes it.
+    /// The text, in the format of `makedumpfile --dump-dmesg`.
     pub text: String,
 }

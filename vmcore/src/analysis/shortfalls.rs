@@ -1,14 +1,14 @@
-//! Checks, on a running kernel, what its vmcore would lack, before the kernel dies.
+//! Checks on a running kernel which parts its vmcore would lack, before the kernel dies.
 
 use crate::kernel::pages::Pages;
 use crate::kernel::{Kernel, KernelError};
 use crate::memory::PhysicalMemory;
 
-/// What could not be told of the kernel in `memory`, with the reasons: page tables, the log, symbols, and what pages are
-/// used for. Empty when all of it is there. The kernel may run meanwhile. Reads the descriptions of all pages: about a
-/// second for 16 GiB.
+/// Returns the gaps in the information about the kernel in `memory`, with the reasons: page tables, the log, symbols,
+/// and the use of pages. Empty if all of it is available. The kernel may run in the meantime. Reads the descriptions
+/// of all pages: about a second for 16 GiB.
 ///
-/// A kernel before Linux 6.0 does not say where its symbols are; that counts for nothing.
+/// A kernel before Linux 6.0 does not describe the location of its symbols; this does not count as a gap.
 pub fn shortfalls(memory: &dyn PhysicalMemory) -> Vec<String> {
     let kernel = match Kernel::in_memory(memory) {
         Ok(kernel) => kernel,
@@ -33,7 +33,7 @@ pub fn shortfalls(memory: &dyn PhysicalMemory) -> Vec<String> {
     found
 }
 
-/// Whether a symbol begins where VMCOREINFO says that the kernel's code does.
+/// Returns whether a symbol begins at the start of the kernel's code according to VMCOREINFO.
 fn names_its_own_code(kernel: &Kernel<'_>) -> Result<bool, KernelError> {
     let code = kernel.info().symbol("_stext")?;
     let place = kernel.symbols()?.place(code);

@@ -25,15 +25,15 @@ const TAINTS: [(char, &str); 19] = [
     ('T', "structures were laid out at random"),
     ('N', "in-kernel test ran"),
 ];
-/// Most modules that are listed.
+/// Maximum number of modules in the list.
 const MODULES_MAX: usize = 1024;
-/// Longest name of a module, bytes.
+/// Maximum length of a module's name, bytes.
 const NAME_MAX_BYTES: usize = 56;
-/// `struct module` begins with a state, the links of the list at 8, and the name at 24: unchanged from
-/// Linux 2.6 to 6.12. VMCOREINFO does not tell.
+/// Distance from the links to the name, bytes. `struct module` begins with a state, the links of the list at 8, and the
+/// name at 24, unchanged from Linux 2.6 to 6.12. VMCOREINFO does not contain these offsets.
 const LINKS_TO_NAME: u64 = 16;
 
-/// From the kernel's mask, at this address.
+/// Reads the flags from the kernel's mask, at this address.
 pub(super) fn of_mask(kernel: &Kernel<'_>, address: u64) -> Result<TaintReport, KernelError> {
     let mask = kernel.u64_at(address, "the taint mask")?;
     let set = (0..).zip(TAINTS).filter(|(bit, _)| mask >> bit & 1 == 1);
@@ -45,7 +45,7 @@ pub(super) fn of_mask(kernel: &Kernel<'_>, address: u64) -> Result<TaintReport, 
     })
 }
 
-/// From a line of the log: `… Comm: init Tainted: G            E      6.12.9 #1`, or `Not tainted`.
+/// Reads the flags from a line of the log: `… Comm: init Tainted: G            E      6.12.9 #1`, or `Not tainted`.
 pub(super) fn of_line(line: &str) -> Option<TaintReport> {
     let source = "the log";
     if line.contains(" Not tainted ") {
@@ -71,7 +71,7 @@ pub(super) fn of_line(line: &str) -> Option<TaintReport> {
     })
 }
 
-/// From the kernel's list, of which `head` is the address.
+/// Reads the modules from the kernel's list with its head at `head`.
 pub(super) fn modules(kernel: &Kernel<'_>, head: u64) -> Option<ModulesReport> {
     let mut names = Vec::new();
     let mut links = kernel.u64_at(head, "the list of modules").ok()?;
@@ -79,7 +79,7 @@ pub(super) fn modules(kernel: &Kernel<'_>, head: u64) -> Option<ModulesReport> {
         let name = kernel.text_at(links.wrapping_add(LINKS_TO_NAME), NAME_MAX_BYTES);
         let name = String::from_utf8(name).ok()?;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        // Anything else is no list of modules: better none than a wrong one.
+        // Anything else is not a list of modules: better none than a wrong one.
         if name.is_empty() || !name.chars().all(plain) || names.len() == MODULES_MAX {
             return None;
         }

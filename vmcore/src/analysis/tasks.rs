@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::build_id;
 use crate::error::DumpError;
 
-/// Most bytes of drgn's answer that are taken.
+/// Maximum size of drgn's answer, bytes.
 const ANSWER_MAX_BYTES: u64 = 64 << 20;
-/// Most characters of its complaint that are shown.
+/// Maximum number of characters of drgn's error that are shown.
 const COMPLAINT_MAX_CHARS: usize = 400;
 
 /// The script for drgn.
@@ -43,26 +43,26 @@ for task in for_each_task(prog):
 /// One task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
-    /// Its number.
+    /// Its pid.
     pub pid: i64,
     /// Its name.
     pub comm: String,
     /// Its state, as one letter: R runs, S sleeps, D waits for a device …
     pub state: String,
-    /// The CPU that it ran on last.
+    /// The CPU on which it last ran.
     pub cpu: i64,
-    /// The functions on its stack, innermost first, each with the offset in it; an address where there is none, as of
-    /// a program.
+    /// The functions on its stack, innermost first, each with the offset in it; an address without a known function,
+    /// as in a program.
     pub stack: Vec<String>,
 }
 
-/// The reason why there are no tasks.
+/// Why there are no tasks.
 #[derive(Debug, thiserror::Error)]
 pub enum TasksError {
     /// The program is not installed.
     #[error("tasks and stacks are read with drgn, which is not installed: `pip install drgn`")]
     NoDrgn,
-    /// The image is not that of the kernel in the dump.
+    /// The image belongs to another build of the kernel.
     #[error(
         "{vmlinux:?} is the image of another kernel: its build id is {found}, and that of the kernel in the dump \
          is {wanted}; `debuginfod-find debuginfo {wanted}` or the distribution's debug package has the right one"
@@ -72,7 +72,7 @@ pub enum TasksError {
         vmlinux: PathBuf,
         /// Its build id, hexadecimal.
         found: String,
-        /// The build id that VMCOREINFO names, hexadecimal.
+        /// The build id in VMCOREINFO, hexadecimal.
         wanted: String,
     },
     /// The image cannot be read.
@@ -80,23 +80,23 @@ pub enum TasksError {
     Image {
         /// The image.
         vmlinux: PathBuf,
-        /// Why not.
+        /// The reason.
         source: DumpError,
     },
-    /// The system does not let it be started, or its answer be read.
+    /// drgn cannot be started, or its answer cannot be read.
     #[error("running drgn: {0}")]
     Run(#[from] std::io::Error),
     /// drgn failed.
     #[error("drgn failed: {0}")]
     Failed(String),
-    /// Its answer is not what was asked for.
+    /// drgn's answer has another format.
     #[error("cannot parse drgn's output: {0}")]
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks drgn, the program of that name in `PATH`, for the tasks in the dump at `core`. `vmlinux` is the
-/// kernel's image with debug information; `build_id` is the kernel's, in hexadecimal digits, where it is known. Takes
-/// seconds: drgn reads it all.
+/// Asks drgn (from `PATH`) for the tasks in the dump at `core`. `vmlinux` is the kernel's image with debug
+/// information; `build_id` is the kernel's, in hexadecimal digits, if known. Takes seconds: drgn reads the whole
+/// image.
 ///
 /// # Errors
 ///

@@ -2,7 +2,7 @@
 
 use super::events::EventKind;
 
-/// In the order in which they are tried.
+/// The titles, in the order of the attempts.
 const TITLES: [(&str, EventKind); 14] = [
     ("Kernel panic - not syncing: ", EventKind::Panic),
     ("BUG: soft lockup", EventKind::Lockup),
@@ -13,7 +13,7 @@ const TITLES: [(&str, EventKind); 14] = [
     ("BUG: ", EventKind::Oops),
     ("kernel BUG at ", EventKind::Oops),
     ("Kernel BUG at ", EventKind::Oops),
-    // What is told before a fault that has no way back.
+    // Precedes a fault from which the kernel cannot return.
     ("traps: PANIC: ", EventKind::Oops),
     ("PANIC: ", EventKind::Oops),
     (
@@ -24,7 +24,7 @@ const TITLES: [(&str, EventKind); 14] = [
     ("WARNING: ", EventKind::Warning),
 ];
 
-/// The event that a line begins.
+/// Returns the event that starts at this line, if any.
 pub(super) fn title(line: &str) -> Option<EventKind> {
     let title = TITLES.iter().find(|(start, _)| line.starts_with(start));
     title
@@ -32,8 +32,8 @@ pub(super) fn title(line: &str) -> Option<EventKind> {
         .or_else(|| is_die(line).then_some(EventKind::Oops))
 }
 
-/// Whether `die()` wrote the line, whatever its message: `double fault: 0000 [#1] PREEMPT SMP`, and from Linux 6.10
-/// on `Oops: double fault: 0000 [#1] SMP`. It has an error code of four or more digits, and a counter.
+/// Returns whether `die()` wrote the line, with any message: `double fault: 0000 [#1] PREEMPT SMP`, and from Linux
+/// 6.10 on `Oops: double fault: 0000 [#1] SMP`. The line has an error code of four or more digits, and a counter.
 pub(super) fn is_die(line: &str) -> bool {
     let Some((before, behind)) = line.split_once(" [#") else {
         return false;
@@ -45,7 +45,7 @@ pub(super) fn is_die(line: &str) -> bool {
         let is_digit = |byte: u8| byte.is_ascii_hexdigit();
         !title.is_empty() && code.len() >= 4 && code.bytes().all(is_digit)
     });
-    // "Split lock detected" ends its line before the code.
+    // "Split lock detected" puts a line break before the code.
     let code_alone = before
         .strip_prefix(": ")
         .is_some_and(|code| code.len() >= 4);
@@ -56,7 +56,7 @@ pub(super) fn is_die(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// What `die()` and `__die()` are called with on x86 in Linux 5.10 to 6.12: traps.c, fault.c, cet.c, tdx, FRED.
+    /// Messages passed to `die()` and `__die()` on x86 in Linux 5.10 to 6.12: traps.c, fault.c, cet.c, tdx, FRED.
     const DIE: [&str; 27] = [
         "Oops",
         "Bad pagetable",

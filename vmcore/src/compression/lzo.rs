@@ -7,7 +7,7 @@
 //! ```text
 //! first byte     meaning
 //! 18 to 255      at the very start only: followed by this number minus 17 of literals
-//! 0000 LLLL      after S = 0: L + 3 literals; L = 0: 18 more than what the next bytes add up to
+//! 0000 LLLL      after S = 0: L + 3 literals; L = 0: 18 more than the sum of the next bytes
 //! 0000 DDSS H    after S > 0: copy 2 bytes from distance (H << 2) + D + 1
 //!                after a row of literals: copy 3 bytes from distance (H << 2) + D + 2049
 //! 0001 HLLL      L + 2 bytes (L = 0: 9 + …) from distance (H << 14) + D + 16384, with D and S from the
@@ -16,13 +16,13 @@
 //! xxxD DDSS H    with xxx from 2 to 7: xxx + 1 bytes from distance (H << 3) + D + 1
 //! ```
 
-/// Longest distance that the compressor uses, bytes: what the three-byte form can say.
+/// Maximum distance that the compressor uses, bytes: the range of the three-byte form.
 const DISTANCE_MAX: usize = 16384;
-/// Most bytes that are compressed at once: positions are kept in 16 bits.
+/// Maximum number of bytes compressed at once: positions are stored in 16 bits.
 const INPUT_MAX: usize = 1 << 16;
 /// Entries of the table of positions by hash, as a power of two.
 const TABLE_BITS: u32 = 12;
-/// Shortest match that is looked for, bytes.
+/// Minimum length of a match, bytes.
 const MATCH_MIN: usize = 4;
 /// The instruction that ends a stream.
 const END: [u8; 3] = [17, 0, 0];
@@ -30,11 +30,11 @@ const END: [u8; 3] = [17, 0, 0];
 /// Why compressed bytes cannot be decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LzoError(
-    /// Which rule is broken.
+    /// The violated rule.
     pub &'static str,
 );
 
-/// Decompresses `input` into `output` and returns how many bytes came out.
+/// Decompresses `input` into `output` and returns the number of decompressed bytes.
 ///
 /// # Errors
 ///
@@ -58,7 +58,7 @@ struct Decoder<'a> {
 /// The kind of the preceding instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
-    /// A copy without literals, or nothing at all.
+    /// A copy without literals, or the start.
     Copy,
     /// A copy with one to three literals.
     FewLiterals,
@@ -137,7 +137,7 @@ impl Decoder<'_> {
         Ok(byte)
     }
 
-    /// A length: `low` itself, or when that is 0, `base` and what the next bytes add up to.
+    /// Returns a length: `low` itself or, if that is 0, `base` plus the sum of the next bytes.
     fn length(&mut self, low: u8, base: usize) -> Result<usize, LzoError> {
         if low != 0 {
             return Ok(usize::from(low));
@@ -186,7 +186,7 @@ impl Decoder<'_> {
         if distance >= length {
             self.output.copy_within(from..from + length, self.written);
         } else {
-            // What is copied overlaps what it makes: the pattern repeats.
+            // The source overlaps the output: the pattern repeats.
             for at in self.written..end {
                 self.output[at] = self.output[at - distance];
             }
@@ -196,10 +196,10 @@ impl Decoder<'_> {
     }
 }
 
-/// Compresses, with memory of its own that is used again.
+/// A compressor, with memory that it reuses.
 #[derive(Debug)]
 pub struct Compressor {
-    /// Last position at which a hash was seen.
+    /// Last position of each hash.
     positions: Box<[u16; 1 << TABLE_BITS]>,
 }
 
@@ -212,7 +212,7 @@ impl Default for Compressor {
 }
 
 impl Compressor {
-    /// Appends `input` to `output`, compressed. The result depends on the input alone.
+    /// Appends `input` to `output`, compressed. The result depends only on the input.
     ///
     /// # Panics
     ///
@@ -230,7 +230,7 @@ impl Compressor {
             *slot = u16::try_from(at).unwrap_or(u16::MAX);
             let distance = at - candidate.min(at);
             if distance == 0 || distance > DISTANCE_MAX || word_at(input, candidate) != Some(word) {
-                // The longer nothing is found, the less is looked at.
+                // The longer the search finds no match, the larger its steps.
                 at += 1 + ((at - literals_from) >> 5);
                 continue;
             }
@@ -252,11 +252,11 @@ fn word_at(input: &[u8], at: usize) -> Option<u32> {
 }
 
 fn hash(word: u32) -> usize {
-    // Fewer than TABLE_BITS bits are left.
+    // Fewer than TABLE_BITS bits remain.
     (word.wrapping_mul(0x9e37_79b1) >> (32 - TABLE_BITS)) as usize
 }
 
-/// How many bytes `a` and `b` have in common at their beginning.
+/// Returns the length of the common prefix of `a` and `b`.
 fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
     let mut equal = 0;
     while let (Some(x), Some(y)) = (
@@ -274,13 +274,13 @@ fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
 }
 
 #[allow(clippy::cast_possible_truncation)] // each arm bounds what it casts
-/// Literals between two copies. `start` is where the stream begins in `output`.
+/// Writes the literals between two copies. `start` is the beginning of the stream in `output`.
 fn put_literals(literals: &[u8], start: usize, output: &mut Vec<u8>) {
     let count = literals.len();
     match count {
         0 => {}
         1..=238 if output.len() == start => output.push((count + 17) as u8),
-        // The copy before has room for the count in the last but one of its bytes.
+        // The second-to-last byte of the preceding copy has room for the count.
         1..=3 => {
             let last_but_one = output.len() - 2;
             output[last_but_one] |= count as u8;
@@ -312,7 +312,7 @@ fn put_match(distance: usize, length: usize, output: &mut Vec<u8>) {
 }
 
 #[allow(clippy::cast_possible_truncation)] // below 256 behind the loop
-/// A length as a row of zeros, 255 each, and what is left: 1 to 255.
+/// Writes a length: a zero for each 255, and the rest, 1 to 255.
 fn put_length(mut length: usize, output: &mut Vec<u8>) {
     while length > 255 {
         output.push(0);
@@ -349,7 +349,7 @@ mod tests {
         assert!(round_trip(&text) < 300);
     }
 
-    /// A stream that liblzo2 made.
+    /// A stream from liblzo2.
     #[test]
     fn a_stream_of_the_reference_library_is_read() {
         let stream = [
@@ -382,7 +382,7 @@ mod tests {
         fn anything_comes_back(runs in prop::collection::vec((any::<u8>(), 1_usize..90), 0..120)) {
             let mut input: Vec<u8> = Vec::new();
             for (byte, count) in runs {
-                // Rows, and rows of what came before.
+                // Runs, and copies of earlier bytes.
                 match input.len().checked_sub(usize::from(byte)) {
                     Some(from) if byte & 1 == 1 => {
                         let again = input[from..].iter().copied().cycle();

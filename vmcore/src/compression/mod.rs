@@ -6,10 +6,10 @@ use std::io;
 
 use crate::memory::PAGE_BYTES;
 
-/// How a page is packed.
+/// The compression method of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// zlib's deflate, with its header and checksum.
     Zlib,
@@ -22,10 +22,10 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Each of them.
+    /// All methods.
     pub(crate) const ALL: [Self; 5] = [Self::None, Self::Zlib, Self::Lzo, Self::Snappy, Self::Zstd];
 
-    /// Its bit in a page's descriptor and in the file's status.
+    /// Returns its bit in a page's descriptor and in the file's status.
     pub(crate) const fn flag(self) -> u32 {
         match self {
             Self::None => 0,
@@ -36,17 +36,17 @@ impl Compression {
         }
     }
 
-    /// Every bit that names a packing.
+    /// All bits that name a method.
     pub(crate) const FLAGS: u32 = 1 | 2 | 4 | 0x20;
 
-    /// The packing that a page's descriptor names; `None` when it names several.
+    /// Returns the method in a page's descriptor; `None` if it names several.
     pub(crate) fn of_flags(flags: u32) -> Option<Self> {
         [Self::None, Self::Zlib, Self::Lzo, Self::Snappy, Self::Zstd]
             .into_iter()
             .find(|packing| packing.flag() == flags & Self::FLAGS)
     }
 
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -58,11 +58,11 @@ impl Compression {
     }
 }
 
-/// Unpacks a page, which fills `page` wholly.
+/// Unpacks a page, which must fill `page` completely.
 ///
 /// # Errors
 ///
-/// Which rule the packed bytes break.
+/// The rule that the packed bytes violate.
 pub(crate) fn unpack(
     packing: Compression,
     packed: &[u8],
@@ -82,7 +82,7 @@ pub(crate) fn unpack(
             if !matches!(finished, Ok(flate2::Status::StreamEnd)) {
                 return Err("a page's zlib stream is broken");
             }
-            // It went into one page.
+            // The output is at most one page.
             usize::try_from(inflate.total_out()).unwrap_or(usize::MAX)
         }
         Compression::Lzo => {
@@ -101,10 +101,11 @@ pub(crate) fn unpack(
     }
 }
 
-/// zlib-rs's level 1 is fast and leaves a third more than zlib's own; this one leaves as little.
+/// Compression level. zlib-rs's level 1 is fast but its output is a third larger than zlib's; this level's output is as
+/// small.
 const ZLIB_LEVEL: u32 = 2;
 
-/// Packs pages one after the other, with memory of its own.
+/// Packs pages one after the other, with its own memory.
 pub(crate) enum Packer {
     None,
     Zlib(Box<flate2::Compress>),
@@ -113,11 +114,11 @@ pub(crate) enum Packer {
 }
 
 impl Packer {
-    /// A packer; the levels are the fastest, but for zlib's.
+    /// Creates a packer, with the fastest level except for zlib.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Unsupported`] for Snappy, which is read and not written; what zstd says when it
+    /// [`io::ErrorKind::Unsupported`] for Snappy, which can be read but not written; zstd's error if it
     /// gets no memory.
     pub(crate) fn new(packing: Compression) -> io::Result<Self> {
         Ok(match packing {
@@ -132,7 +133,7 @@ impl Packer {
         })
     }
 
-    /// Appends the page to `out`, packed when that makes it smaller, and returns how.
+    /// Appends the page to `out`, packed if that makes it smaller. Returns the method.
     pub(crate) fn pack(&mut self, page: &[u8], out: &mut Vec<u8>) -> io::Result<Compression> {
         let start = out.len();
         let packing = match self {
@@ -143,7 +144,7 @@ impl Packer {
                 let done = deflate.compress_vec(page, out, flate2::FlushCompress::Finish);
                 match done.map_err(io::Error::other)? {
                     flate2::Status::StreamEnd => Compression::Zlib,
-                    // It does not fit: not smaller.
+                    // The output does not fit, so it is not smaller.
                     _ => Compression::None,
                 }
             }

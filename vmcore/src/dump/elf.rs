@@ -9,15 +9,15 @@ use crate::bytes::{self, Bytes};
 use crate::error::{DumpError, MemoryError};
 use crate::memory::{PAGE, PhysRange, PhysicalMemory, normalised};
 
-/// Most segments that are read: 24 bytes each are kept for those that hold memory.
+/// Maximum number of segments: each one with memory takes 24 bytes here.
 const SEGMENTS_MAX: u32 = 1 << 20;
 
 /// Physical addresses of x86_64 have at most 52 bits.
 const PHYS_END: u64 = 1 << 52;
-/// Most memory that a machine may have, bytes: 64 TiB.
+/// Maximum memory of a machine, bytes: 64 TiB.
 const MEMORY_MAX_BYTES: u64 = 64 << 40;
 
-/// Memory that is in the file.
+/// Memory in the file.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     phys: PhysRange,
@@ -27,10 +27,10 @@ struct Extent {
 /// An ELF core.
 pub(crate) struct Elf {
     file: Box<dyn Bytes>,
-    /// Sorted, disjoint; they may begin and end within a page.
+    /// Sorted and disjoint; an extent may begin and end within a page.
     extents: Vec<Extent>,
     ranges: Vec<PhysRange>,
-    /// Memory that is not in the file, although the headers say so.
+    /// Memory that is missing in the file although the headers describe it.
     pub(crate) missing: Option<&'static str>,
     /// Its writer marked it as incomplete.
     pub(crate) marked: bool,
@@ -52,7 +52,7 @@ impl Elf {
             let in_file = segment.filesz.get();
             match segment.kind.get() {
                 PT_NOTE => notes.add(&*file, offset, in_file)?,
-                // A virtual address alone, as in /proc/kcore, says nothing of memory.
+                // A segment with only a virtual address, as in /proc/kcore, does not describe memory.
                 PT_LOAD if segment.paddr.get() == u64::MAX => {}
                 PT_LOAD => {
                     loaded.push((segment.vaddr.get(), segment.paddr.get()));
@@ -99,7 +99,8 @@ impl Elf {
             return Err(DumpError::Unsupported("more than 64 TiB of memory"));
         }
         let extents = disjoint(extents);
-        // Each byte of the file is one of memory at most; else a small file has any amount of it to be looked at.
+        // Each byte of the file represents at most one byte of memory; otherwise a small file could describe any amount
+        // of memory.
         if extents.iter().map(|e| e.phys.len()).sum::<u64>() > file.len() {
             return Err(DumpError::Damaged {
                 offset: header.phoff.get(),
@@ -116,14 +117,14 @@ impl Elf {
         Ok((elf, notes))
     }
 
-    /// The file below.
+    /// Returns the underlying file.
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
     }
 }
 
-/// False if a section lies beyond the end of the file. Sections do not describe memory, but QEMU places them after
-/// it.
+/// Returns false if a section is beyond the end of the file. Sections do not describe memory, but QEMU places
+/// them after it.
 fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, DumpError> {
     let start = header.shoff.get();
     if start == 0 || usize::from(header.shentsize.get()) != size_of::<SectionHeader>() {
@@ -135,7 +136,7 @@ fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, Dump
             Err(DumpError::CutOff { .. }) => return Ok(false),
             other => other?,
         };
-        // The first has no kind.
+        // The first section has no type.
         let in_file = !matches!(section.kind.get(), SHT_NULL | SHT_NOBITS);
         let end = section.offset.get().saturating_add(section.size.get());
         if in_file && end > file.len() {
@@ -145,7 +146,8 @@ fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, Dump
     Ok(true)
 }
 
-/// A process has virtual addresses, and no physical ones: all are 0. A kernel has one segment at 0 at most.
+/// Returns whether the core is that of a process, which has only virtual addresses: all physical ones are 0. A
+/// kernel has at most one segment at 0.
 fn is_of_a_process(loaded: &[(u64, u64)]) -> bool {
     loaded.len() > 1
         && loaded.iter().all(|(_, paddr)| *paddr == 0)
@@ -173,10 +175,10 @@ fn check(header: &ElfHeader) -> Result<(), DumpError> {
     Ok(())
 }
 
-/// The program headers, each with its place in the file.
+/// Returns the program headers, each with its offset in the file.
 fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHeader)>, DumpError> {
     let count = match header.phnum.get() {
-        // A file that its writer had to leave may have none yet.
+        // An unfinished file may have none yet.
         0 if header.flags.get() & ELF_INCOMPLETE == 0 => {
             return Err(DumpError::NotADump("an ELF core without program headers"));
         }
@@ -221,8 +223,8 @@ fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHea
     Ok(segments)
 }
 
-/// Sorted extents without overlap. If two overlap (the kernel's text is in two segments of /proc/vmcore), both hold
-/// the same memory, and the one that starts first is used.
+/// Returns sorted extents without overlap. If two overlap (the kernel's text is in two segments of /proc/vmcore),
+/// both hold the same memory, and the one that starts first is used.
 fn disjoint(mut extents: Vec<Extent>) -> Vec<Extent> {
     extents.retain(|extent| !extent.phys.is_empty());
     extents.sort_unstable_by_key(|e| (e.phys.start, core::cmp::Reverse(e.phys.end)));
@@ -245,7 +247,7 @@ impl PhysicalMemory for Elf {
         &self.ranges
     }
 
-    /// Behind a hole in the file.
+    /// Skips a hole in the file.
     fn next_data(&self, phys: u64, end: u64) -> u64 {
         let index = self.extents.partition_point(|e| e.phys.end <= phys);
         let extent = self.extents.get(index);
@@ -264,7 +266,7 @@ impl PhysicalMemory for Elf {
             .extents
             .get(index)
             .map_or(end, |e| e.phys.start & !(PAGE - 1));
-        // A page of which only the beginning is there counts as well.
+        // A page with only its beginning in an extent counts too.
         let before = index.checked_sub(1).and_then(|i| self.extents.get(i));
         match before.is_some_and(|e| e.phys.end > phys & !(PAGE - 1)) {
             true => phys,
@@ -292,7 +294,7 @@ impl PhysicalMemory for Elf {
                 }
                 None => self.fill_gap(phys, now, index)?,
             }
-            // The buffer ends within the addresses: its end was found above or is an error.
+            // The addition does not overflow: the buffer's end was checked above.
             phys = phys.saturating_add(now.len() as u64);
             buf = later;
         }
@@ -301,13 +303,13 @@ impl PhysicalMemory for Elf {
 }
 
 impl Elf {
-    /// Memory that no extent has: `index` is the extent behind it. A page of which a part is in the
-    /// dump (firmware cuts memory within pages) reads as zero elsewhere; any other is an error.
+    /// Fills memory outside of all extents; `index` is the next extent. A page with a part in the dump (firmware cuts
+    /// memory within pages) reads as zero elsewhere; any other page is an error.
     fn fill_gap(&self, phys: u64, gap: &mut [u8], index: usize) -> Result<(), MemoryError> {
         let last = phys.saturating_add(gap.len() as u64 - 1);
         let before = index.checked_sub(1).and_then(|i| self.extents.get(i));
         let after = self.extents.get(index);
-        // Pages are told by the number of their first byte.
+        // A page is identified by the address of its first byte.
         let mut page = phys & !(PAGE - 1);
         while page <= last {
             let reached = before.is_some_and(|e| e.phys.end > page)

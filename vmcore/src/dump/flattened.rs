@@ -7,9 +7,9 @@ use super::layout::{FLATTENED_HEADER_BYTES, FLATTENED_MAGIC, FlattenedHeader, Fl
 use crate::bytes::{self, Bytes};
 use crate::error::DumpError;
 
-/// Most records of which the places are kept: 40 bytes each. QEMU's records have 16 KiB.
+/// Maximum number of records, at 40 bytes each. QEMU's records have 16 KiB.
 const RECORDS_MAX: usize = 1 << 21;
-/// A record that is not wholly there: what it describes may be missing.
+/// Whether the last record is incomplete: data that it describes may be missing.
 pub(crate) type Unfinished = bool;
 
 /// A piece of the real file.
@@ -22,23 +22,23 @@ struct Piece {
     at: u64,
 }
 
-/// The real file, seen through its flattened form.
+/// The real file, reconstructed from its flattened form.
 pub(crate) struct Unflattened {
     file: Box<dyn Bytes>,
-    /// Sorted, disjoint.
+    /// Sorted and disjoint.
     pieces: Vec<Piece>,
     len: u64,
-    /// The piece that was read last: most reads go on from there.
+    /// The piece of the last read: most reads continue there.
     last: Mutex<usize>,
 }
 
-/// True when the bytes begin as a flattened file.
+/// Returns true if the bytes begin like a flattened file.
 pub(crate) fn is_flattened(first: &[u8]) -> bool {
     first.starts_with(&FLATTENED_MAGIC)
 }
 
 impl Unflattened {
-    /// Reads where every record lies.
+    /// Reads the locations of all records.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Unflattened {
         Ok((unflattened, unfinished))
     }
 
-    /// Index of the first piece that ends behind `offset`.
+    /// Returns the index of the first piece whose end is after `offset`.
     fn find(&self, offset: u64) -> usize {
         let last = self.last.lock().map_or(0, |last| *last);
         let ends_behind = |index: usize| self.pieces.get(index).is_none_or(|p| p.end > offset);
@@ -115,7 +115,7 @@ impl Unflattened {
     }
 }
 
-/// Disjoint pieces, sorted; where records overlap the later one is taken.
+/// Returns disjoint, sorted pieces; where records overlap, the later one counts.
 fn later_wins(records: Vec<Piece>) -> Vec<Piece> {
     let sorted = |pieces: &[Piece]| pieces.windows(2).all(|two| two[0].end <= two[1].start);
     if sorted(&records) {
@@ -124,7 +124,7 @@ fn later_wins(records: Vec<Piece>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::with_capacity(records.len());
     let mut by_start: Vec<(usize, Piece)> = records.into_iter().enumerate().collect();
     by_start.sort_unstable_by_key(|(order, piece)| (piece.start, *order));
-    // Those that reach the present place, by their order: the last of them is what stands there.
+    // The records at the present place, by their order: the last one counts.
     let mut open: std::collections::BTreeMap<usize, Piece> = std::collections::BTreeMap::new();
     let mut upcoming = by_start.into_iter().peekable();
     let mut place = 0;
@@ -132,7 +132,7 @@ fn later_wins(records: Vec<Piece>) -> Vec<Piece> {
         while let Some((order, piece)) = upcoming.next_if(|(_, piece)| piece.start <= place) {
             open.insert(order, piece);
         }
-        // One below the top that is behind us is dropped when it comes to the top.
+        // A record that is hidden below the top and has ended is dropped once it becomes the top.
         while open.last_entry().is_some_and(|top| top.get().end <= place) {
             open.pop_last();
         }
@@ -184,7 +184,7 @@ impl Bytes for Unflattened {
         true
     }
 
-    /// The record that begins next, where none holds the place.
+    /// Returns the next record, if no record covers this offset.
     fn next_data(&self, offset: u64) -> u64 {
         let piece = self.pieces.get(self.find(offset));
         piece.map_or(self.len.max(offset), |piece| piece.start.max(offset))

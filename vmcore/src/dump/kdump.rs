@@ -12,32 +12,33 @@ use crate::compression::{self, Compression};
 use crate::error::{DumpError, MemoryError};
 use crate::memory::{PAGE, PAGE_BYTES, PAGE_U32, PhysRange, PhysicalMemory, normalised};
 
-/// Most pages of a machine: 64 TiB. The index takes 8 bytes for every 32768 of them.
+/// Maximum number of pages of a machine: 64 TiB. The index takes 8 bytes for every 32768 of them.
 const PAGES_MAX: u64 = 1 << 34;
-/// Pages that one block of a bitmap tells of.
+/// Number of pages per block of a bitmap.
 pub(crate) const PAGES_PER_BLOCK: u64 = PAGE * 8;
-/// Most bytes of a packed page: what does not shrink is not packed, but QEMU may store a little more.
+/// Maximum size of a packed page, bytes: a page that does not shrink is stored unpacked, but QEMU may store slightly
+/// more.
 pub(super) const PACKED_MAX_BYTES: u32 = 2 * PAGE_U32;
-/// Blocks of the bitmap that are kept, 4 KiB each: each thread that reads has its own stretch.
+/// Number of cached bitmap blocks, 4 KiB each: each reading thread works on a separate range.
 const BLOCKS_KEPT: usize = 16;
 /// Maximum number of separate memory ranges.
 const RANGES_MAX: usize = 1 << 20;
-/// Bytes of the sub-header that header versions 1 to 6 have.
+/// Size of the sub-header in header versions 1 to 6, bytes.
 const SUB_HEADER_BYTES: [usize; 6] = [16, 32, 48, 64, 80, 104];
 
-/// A block of the bitmap and its number.
+/// The number and contents of a block of the bitmap.
 type Kept = (u64, Box<[u8; PAGE_BYTES]>);
 
 /// A kdump-compressed file.
 pub(crate) struct Kdump {
     file: Box<dyn Bytes>,
     pub(super) places: Places,
-    /// For each block of the bitmap: pages in the file before it.
+    /// For each block of the bitmap: number of pages in the file before it.
     before: Vec<u64>,
     pub(super) ranges: Vec<PhysRange>,
-    /// Blocks of the bitmap that were read last, at their number modulo [`BLOCKS_KEPT`].
+    /// The most recently read blocks of the bitmap, at their number modulo [`BLOCKS_KEPT`].
     kept: Mutex<Vec<Option<Kept>>>,
-    /// Kinds of pages that its writer left out, as makedumpfile's `-d`.
+    /// Types of the omitted pages, as makedumpfile's `-d`.
     pub(crate) level: u32,
     /// Its writer marked it as incomplete.
     pub(crate) marked: bool,
@@ -68,22 +69,23 @@ impl Kdump {
         Ok((kdump, notes))
     }
 
-    /// The file below.
+    /// Returns the underlying file.
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
     }
 
-    /// The part that is missing in the file; `None` if it is complete. Reads 24 bytes per page.
+    /// Returns the part that is missing in the file; `None` if it is complete. Reads 24 bytes per page.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         whole::missing(self)
     }
 
-    /// Pages in the file.
+    /// Returns the number of pages in the file.
     pub(crate) fn pages_in_file(&self) -> u64 {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// The packings of this many descriptors at most, spread over all, and whether each lies in the file.
+    /// Returns the compression methods of up to `count` descriptors, spread over all. Fails if one of them is not in
+    /// the file.
     pub(crate) fn sample(&self, count: u64) -> Result<Vec<Compression>, DumpError> {
         let pages = self.pages_in_file();
         let mut seen = Vec::new();
@@ -98,7 +100,7 @@ impl Kdump {
         Ok(seen)
     }
 
-    /// How many pages in the file come before this one; `None` when it is not in the file.
+    /// Returns the number of pages in the file before this one; `None` if the page is not in the file.
     fn rank(&self, pfn: u64) -> Result<Option<u64>, DumpError> {
         if pfn >= self.places.pages_end {
             return Ok(None);
@@ -106,7 +108,7 @@ impl Kdump {
         let block = pfn / PAGES_PER_BLOCK;
         let within = usize::try_from(pfn % PAGES_PER_BLOCK).unwrap_or(0);
         let slot = usize::try_from(block).unwrap_or(0);
-        // A panic elsewhere while it was held left a cache, which is whole or empty.
+        // After a panic of another thread, each cache entry is still complete or empty.
         let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
         let place = &mut kept[slot % BLOCKS_KEPT];
         let bits = match place {
@@ -166,15 +168,15 @@ impl Kdump {
 /// The offsets of the parts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
-    /// End of the described pages: the first page that is not described.
+    /// End of the described pages: the first page without a description.
     pub(super) pages_end: u64,
-    /// The bitmap of the pages that the machine has.
+    /// Offset of the bitmap of the machine's pages.
     pub(super) first: u64,
-    /// The bitmap of the pages in the file.
+    /// Offset of the bitmap of the pages in the file.
     pub(super) second: u64,
-    /// The descriptors.
+    /// Offset of the descriptors.
     pub(super) descriptors: u64,
-    /// Blocks of one bitmap that matter.
+    /// Number of relevant blocks of one bitmap.
     pub(super) blocks: u64,
 }
 
@@ -191,7 +193,7 @@ impl Places {
         let blocks = pages_end.div_ceil(PAGES_PER_BLOCK);
         let bitmap_blocks = u64::from(header.bitmap_blocks.get());
         let first = PAGE * (1 + u64::from(header.sub_header_blocks.get()));
-        // Files from before there were two have one that is meant for both.
+        // Older files have only one bitmap, which serves as both.
         let second = match bitmap_blocks {
             both if both >= 2 * blocks => first + PAGE * (both / 2),
             one if one >= blocks => first,
@@ -254,7 +256,7 @@ fn read_notes(file: &dyn Bytes, sub: &KdumpSubHeader) -> Result<Notes, DumpError
         return Err(DumpError::Damaged { offset, what });
     }
     if length > 0 {
-        // VMCOREINFO_MAX_BYTES fits.
+        // At most VMCOREINFO_MAX_BYTES.
         let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
         bytes::read(file, offset, &mut text, "VMCOREINFO")?;
         notes.vmcoreinfo = Some(text);
@@ -277,7 +279,7 @@ pub(super) fn for_each_block(
             .min(AT_ONCE);
         let part = &mut buf[..PAGE_BYTES * count];
         let at = start + first * PAGE;
-        // A hole is zeros.
+        // A hole consists of zeros.
         match file.next_data(at) >= at + part.len() as u64 && at + part.len() as u64 <= file.len() {
             true => part.fill(0),
             false => bytes::read(file, at, part, "a bitmap")?,
@@ -289,7 +291,7 @@ pub(super) fn for_each_block(
     Ok(())
 }
 
-/// The memory that the bits of one block represent, in runs within 64-bit words.
+/// Returns the memory that the bits of one block represent, in runs within 64-bit words.
 fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> {
     let (words, _) = bits.as_chunks::<8>();
     let numbered = (block * PAGES_PER_BLOCK / 64..).zip(words);
@@ -309,7 +311,7 @@ fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> 
     })
 }
 
-/// Whether the memory that the bits of one block represent lies in `ranges`, which are sorted and disjoint.
+/// Returns whether `ranges`, which are sorted and disjoint, contain the memory that the bits of one block represent.
 pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange]) -> bool {
     runs(block, bits).all(|run| {
         let next = ranges.partition_point(|range| range.end <= run.start);
@@ -318,7 +320,7 @@ pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange
     })
 }
 
-/// The memory that the machine has, from the first bitmap.
+/// Returns the memory of the machine, from the first bitmap.
 fn memory_ranges(file: &dyn Bytes, places: &Places) -> Result<Vec<PhysRange>, DumpError> {
     let mut ranges: Vec<PhysRange> = Vec::new();
     for_each_block(file, places.first, places.blocks, |block, bits| {
@@ -369,7 +371,7 @@ impl PhysicalMemory for Kdump {
             let empty = self.before.get(at) == self.before.get(at + 1);
             match empty {
                 true => pfn = (block + 1) * PAGES_PER_BLOCK,
-                // An error comes out when the page is read.
+                // A read of the page will report the error.
                 false if !matches!(self.rank(pfn), Ok(None)) => return (pfn * PAGE).max(phys),
                 false => pfn += 1,
             }

@@ -28,17 +28,17 @@ pub(crate) const ET_CORE: u16 = 4;
 pub(crate) const EM_X86_64: u16 = 62;
 /// `e_phnum` if the count is in `sh_info` of the first section.
 pub(crate) const PN_XNUM: u16 = 0xffff;
-/// `e_flags` of a core that its writer did not finish; makedumpfile's bit.
+/// `e_flags` of an unfinished core; makedumpfile's bit.
 pub(crate) const ELF_INCOMPLETE: u32 = 1;
 /// Memory.
 pub(crate) const PT_LOAD: u32 = 1;
 /// Notes.
 pub(crate) const PT_NOTE: u32 = 4;
-/// A section that is none.
+/// An unused section header.
 pub(crate) const SHT_NULL: u32 = 0;
 /// A section of notes.
 pub(crate) const SHT_NOTE: u32 = 7;
-/// A section that has nothing in the file.
+/// A section without data in the file.
 pub(crate) const SHT_NOBITS: u32 = 8;
 
 /// ELF's file header.
@@ -75,7 +75,7 @@ pub(crate) struct ProgramHeader {
     pub(crate) align: U64,
 }
 
-/// One section of an ELF file; read for its `info`, and where it ends.
+/// One section of an ELF file; used for its `info` and its end.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct SectionHeader {
@@ -102,9 +102,9 @@ pub(crate) struct NoteHeader {
 
 /// First bytes of a kdump-compressed file.
 pub(crate) const KDUMP_MAGIC: [u8; 8] = *b"KDUMP   ";
-/// The status bit of a file that its writer did not finish.
+/// The status bit of an unfinished file.
 pub(crate) const KDUMP_INCOMPLETE: u32 = 8;
-/// The version of the header that is written here, and the newest there is.
+/// Version of written headers, and the newest existing version.
 pub(crate) const KDUMP_VERSION: i32 = 6;
 
 /// The first block of a kdump-compressed file.
@@ -129,10 +129,10 @@ pub(crate) struct KdumpHeader {
     pub(crate) cpus: U32,
 }
 
-/// Which of the names in a header is the kernel's release.
+/// Index of the kernel's release among a header's names.
 pub(crate) const UTSNAME_RELEASE: usize = 2;
 
-/// The second block, as of header version 6; older ones have less of it.
+/// The second block, as of header version 6; older versions are shorter.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct KdumpSubHeader {
@@ -171,7 +171,7 @@ pub(crate) const FLATTENED_MAGIC: [u8; 16] = *b"makedumpfile\0\0\0\0";
 /// Bytes of a flattened file before the first record.
 pub(crate) const FLATTENED_HEADER_BYTES: u64 = 4096;
 
-/// How a flattened file begins.
+/// The beginning of a flattened file.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct FlattenedHeader {

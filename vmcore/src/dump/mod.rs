@@ -1,7 +1,7 @@
 //! Dump files: their format and contents.
 //!
-//! Nothing in a file is trusted. Every offset and length is checked before use, memory use is bounded whatever the
-//! file says (about 64 MiB at most), and no content causes a panic.
+//! Files are untrusted: every offset and length is checked before use, memory use is bounded for any file (about
+//! 64 MiB at most), and no content causes a panic.
 
 mod elf;
 mod flattened;
@@ -27,7 +27,7 @@ use kdump::Kdump;
 use layout::{ELF_MAGIC, KDUMP_MAGIC, UTSNAME_RELEASE};
 pub use notes::{Cpu, Notes, OwnNote, PrStatus, Registers};
 
-/// Descriptors that are looked at for the packings that a file uses.
+/// Number of sampled descriptors to determine a file's compression methods.
 const PACKINGS_SAMPLE: u64 = 64;
 
 /// The format of a dump.
@@ -44,7 +44,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Elf => "ELF core",
@@ -55,21 +55,21 @@ impl Format {
     }
 }
 
-/// Whether a dump has all that its writer meant to put into it.
+/// Whether a dump contains everything that its writer intended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completeness {
-    /// Nothing says otherwise.
+    /// No part is known to be missing.
     Complete,
     /// Incomplete, with the reason.
     Incomplete(&'static str),
 }
 
-/// Whether the checksum of a dump that kmorph wrote holds.
+/// Whether the checksum of kmorph's dump matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChecksumState {
-    /// The dump has none: kmorph did not write it, or did not finish.
+    /// The dump has none: kmorph did not write it, or did not finish it.
     None,
-    /// Every byte is as it was written.
+    /// All bytes are unchanged.
     Holds,
     /// The checksum does not match.
     Broken {
@@ -78,7 +78,7 @@ pub enum ChecksumState {
         /// CRC-32 of its bytes.
         found: u32,
     },
-    /// The file has not the length that it says.
+    /// The file's length differs from the recorded length.
     WrongLength {
         /// Length recorded in the file, bytes.
         expected: u64,
@@ -92,7 +92,7 @@ enum Inner {
     Kdump(Box<Kdump>),
 }
 
-/// An open dump. Its memory is read by physical address, by any number of threads.
+/// An open dump. Any number of threads can read its memory by physical address.
 pub struct Dump {
     inner: Inner,
     notes: Notes,
@@ -110,7 +110,7 @@ impl Dump {
     pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
         let is_device = std::fs::metadata(path)?.file_type().is_block_device();
         let file = match is_device {
-            // Should it have become a FIFO meanwhile, opening it waits for nothing, and it is refused below.
+            // If the path has become a FIFO in the meantime, the open does not block, and the FIFO is refused below.
             true => File::options()
                 .read(true)
                 .custom_flags(nix::libc::O_NONBLOCK)
@@ -121,7 +121,7 @@ impl Dump {
         Ok(Self::from_bytes(Box::new(file)))
     }
 
-    /// Opens a dump that lies in `file`.
+    /// Opens a dump stored in `file`.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Dump {
     pub fn from_bytes(file: Box<dyn Bytes>) -> Result<Self, DumpError> {
         let mut first = [0; 16];
         let length = file.len().min(16);
-        // At most 16.
+        // At most 16 bytes.
         let first = &mut first[..usize::try_from(length).unwrap_or(0)];
         bytes::read(&*file, 0, first, "the first bytes")?;
         if flattened::is_flattened(first) {
@@ -181,24 +181,23 @@ impl Dump {
         Ok(Self { notes, ..dump })
     }
 
-    /// Which format it has.
+    /// Returns its format.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The contents of its notes.
+    /// Returns the contents of its notes.
     pub fn notes(&self) -> &Notes {
         &self.notes
     }
 
-    /// Length of the file, bytes; of a flattened one, of the file that it describes.
+    /// Returns the length of the file in bytes; for a flattened file, the length of the file that it describes.
     pub fn file_bytes(&self) -> u64 {
         self.file().len()
     }
 
-    /// Whether it has all that was meant to be in it. Of a kdump-compressed file every descriptor is read, 24 bytes
-    /// for each page, and every page lies in the file when it is complete; whether a page can be unpacked shows when
-    /// it is read.
+    /// Returns whether the dump is complete. For a kdump-compressed file this reads every descriptor, 24 bytes per
+    /// page, and checks that every page is within the file; only a read of a page shows whether it can be unpacked.
     pub fn completeness(&self) -> Completeness {
         let missing = match &self.inner {
             _ if self.is_marked() => Some("its writer marked it as incomplete"),
@@ -209,7 +208,7 @@ impl Dump {
         missing.map_or(Completeness::Complete, Completeness::Incomplete)
     }
 
-    /// The writer said that it did not finish.
+    /// Returns whether the writer marked the dump as unfinished.
     fn is_marked(&self) -> bool {
         match &self.inner {
             Inner::Elf(elf) => elf.marked,
@@ -217,11 +216,11 @@ impl Dump {
         }
     }
 
-    /// kmorph's note about this dump. Tools that make a dump from a dump copy its notes: a note that describes
-    /// another file is ignored here (`None`).
+    /// Returns kmorph's note about this dump. Tools that derive a dump from another one copy its notes; a
+    /// note about another file is ignored here (`None`).
     ///
-    /// A note is of this file when the file has the length that the note says, or ends early: a file of kmorph's
-    /// ends with a page, so one that was cut is not complete. A note that is damaged itself is of this file.
+    /// A note belongs to this file if the file has the length in the note, or ends early: kmorph's files end
+    /// with a page, so a truncated one is incomplete. A damaged note counts as belonging to this file.
     pub fn own(&self) -> Option<&OwnNote> {
         let own = self.notes.own.as_ref()?;
         let flattened = matches!(self.format, Format::FlattenedKdump | Format::FlattenedElf);
@@ -232,8 +231,8 @@ impl Dump {
         (!flattened && here).then_some(own)
     }
 
-    /// The kinds of pages that were left out, as makedumpfile's `-d`. ELF cores do not say, unless they are
-    /// kmorph's, nor does a kdump-compressed file that kmorph did not finish.
+    /// Returns the types of omitted pages, as makedumpfile's `-d`. ELF cores do not record them, except
+    /// kmorph's; neither does a kdump-compressed file that kmorph did not finish.
     pub fn level(&self) -> Option<u32> {
         match (&self.inner, self.own()) {
             (Inner::Kdump(kdump), _) if kdump.marked && kdump.level == 0 => None,
@@ -242,7 +241,7 @@ impl Dump {
         }
     }
 
-    /// The ways in which pages are packed, from a sample of them; none in ELF cores.
+    /// Returns the compression methods of the pages, from a sample; none for ELF cores.
     ///
     /// # Errors
     ///
@@ -258,7 +257,7 @@ impl Dump {
         }
     }
 
-    /// The pages that are in the file, where it keeps count.
+    /// Returns the number of pages in the file, if the file records it.
     pub fn pages_in_file(&self) -> Option<u64> {
         match &self.inner {
             Inner::Elf(_) => None,
@@ -266,7 +265,7 @@ impl Dump {
         }
     }
 
-    /// The kernel's release that the file's header names, where it names one.
+    /// Returns the kernel's release in the file header, if present.
     pub fn header_release(&self) -> Option<String> {
         let Inner::Kdump(kdump) = &self.inner else {
             return None;
@@ -277,7 +276,7 @@ impl Dump {
         (!name.is_empty()).then(|| name.into_owned())
     }
 
-    /// The physical base of the kernel according to the file header; kdump-compressed files have it.
+    /// Returns the physical base of the kernel in the file header; only kdump-compressed files have it.
     pub fn header_phys_base(&self) -> Option<u64> {
         match &self.inner {
             Inner::Elf(_) => None,
@@ -285,7 +284,7 @@ impl Dump {
         }
     }
 
-    /// Reads the whole file and compares its checksum with what kmorph wrote into it.
+    /// Reads the whole file and compares its checksum with the one that kmorph recorded.
     ///
     /// # Errors
     ///

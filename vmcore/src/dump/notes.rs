@@ -9,27 +9,27 @@ use super::layout::NoteHeader;
 use crate::bytes::{self, Bytes};
 use crate::error::DumpError;
 
-/// Most bytes of notes that are read: a note for each of 8192 CPUs and more than one VMCOREINFO.
+/// Maximum size of notes, bytes: enough for a note for each of 8192 CPUs and more than one VMCOREINFO.
 pub(crate) const NOTES_MAX_BYTES: u64 = 16 << 20;
-/// Bytes from a file's beginning on in which kmorph's note is looked for when no header leads to it.
+/// Size of the part at a file's beginning that is searched for kmorph's note if no header refers to it, bytes.
 const OWN_SEARCH_BYTES: u64 = 1 << 20;
-/// Most CPUs whose registers are kept.
+/// Maximum number of CPUs whose registers are kept.
 const CPUS_MAX: usize = 8192;
-/// Most bytes of VMCOREINFO: the kernel's own limit is one page.
+/// Maximum size of VMCOREINFO, bytes: the kernel's own limit is one page.
 pub(crate) const VMCOREINFO_MAX_BYTES: u64 = 64 << 10;
 
-/// Kind of the note with a CPU's registers.
+/// Type of the note with a CPU's registers.
 pub(crate) const NT_PRSTATUS: u32 = 1;
-/// Owner of it.
+/// Owner of that note.
 pub(crate) const CORE: &[u8] = b"CORE\0";
 /// Owner of the kernel's description of itself.
 pub(crate) const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
-/// Owner of an image's build id, and the note's kind.
+/// Owner of an image's build id, and the note's type.
 const GNU: &[u8] = b"GNU\0";
 const NT_GNU_BUILD_ID: u32 = 3;
-/// Owner of the registers that QEMU adds.
+/// Owner of QEMU's additional registers.
 const QEMU: &[u8] = b"QEMU\0";
-/// Owner of the note about what was left out and the checksum.
+/// Owner of the note about omitted pages and the checksum.
 pub(crate) const KMORPH: &[u8] = b"KMORPH\0";
 
 /// A CPU's registers as the kernel or QEMU saves them (`struct elf_prstatus`).
@@ -38,17 +38,17 @@ pub(crate) const KMORPH: &[u8] = b"KMORPH\0";
 )]
 #[repr(C)]
 pub struct PrStatus {
-    /// Signal, codes and masks: of no use in a vmcore.
+    /// Signal, codes and masks: unused in a vmcore.
     pub signal: [u8; 32],
-    /// The task that ran, or 0.
+    /// Pid of the running task, or 0.
     pub pid: I32,
-    /// Parent, group and session, and times: of no use in a vmcore.
+    /// Parent, group, session, and times: unused in a vmcore.
     pub others: [u8; 76],
     /// The general registers.
     pub registers: Registers,
-    /// Not 0 when floating point was saved as well.
+    /// Nonzero if floating-point registers were saved too.
     pub fpvalid: U32,
-    /// 0.
+    /// Must be 0.
     pub padding: U32,
 }
 
@@ -88,7 +88,7 @@ pub struct Registers {
     pub gs: U64,
 }
 
-/// The part of QEMU's own note that is read.
+/// The relevant part of QEMU's own note.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct QemuCpu {
@@ -106,13 +106,13 @@ struct QemuCpu {
 )]
 #[repr(C)]
 pub struct OwnNote {
-    /// 1.
+    /// Always 1.
     pub version: U16,
-    /// Bits as makedumpfile's `-d`: the kinds of pages that were to be left out.
+    /// Types of pages to omit, in the bits of makedumpfile's `-d`.
     pub level_wanted: U16,
-    /// The kinds that were left out; fewer when the kernel could not be trusted to name them.
+    /// The omitted types; fewer if the kernel's page types could not be trusted.
     pub level_done: U16,
-    /// 1 when the file was finished.
+    /// 1 if the file was finished.
     pub finished: U16,
     /// Length of the file, bytes.
     pub file_bytes: U64,
@@ -120,37 +120,38 @@ pub struct OwnNote {
     pub crc32: U32,
     /// CRC-32 of this note, with this field taken as zeros.
     pub note_crc32: U32,
-    /// Pages that the machine has.
+    /// Number of the machine's pages.
     pub pages: U64,
-    /// Pages left out because they were free.
+    /// Number of pages omitted because they were free.
     pub free: U64,
-    /// … because they were cache without private data.
+    /// Number of pages omitted because they were cache without private data.
     pub cache: U64,
-    /// … because they were cache with private data.
+    /// Number of pages omitted because they were cache with private data.
     pub cache_private: U64,
-    /// … because they belonged to user processes.
+    /// Number of pages omitted because they belonged to user processes.
     pub user: U64,
-    /// … because they are broken or offline memory.
+    /// Number of pages omitted because they were broken or offline.
     pub unusable: U64,
-    /// Pages that hold nothing but zeros: in the dump, but they take no room.
+    /// Number of pages with only zeros: they are in the dump, but take no space.
     pub zero: U64,
-    /// Pages that could not be read from the source; they read as zeros.
+    /// Number of pages that could not be read from the source; they read as zeros.
     pub unreadable: U64,
 }
 
 impl OwnNote {
-    /// False of zeros, which a file has until it is finished, and of a newer version.
+    /// Returns whether this version wrote the note. False for zeros, which a file contains until it is finished,
+    /// and for a newer version.
     fn is_ours(&self) -> bool {
         let written = self.as_bytes().iter().any(|byte| *byte != 0);
         written && (self.version.get() == OWN_NOTE_VERSION || !self.holds())
     }
 
-    /// True when the note itself is as it was written.
+    /// Returns true if the note itself is unchanged.
     pub(crate) fn holds(&self) -> bool {
         self.own_crc32() == self.note_crc32.get()
     }
 
-    /// The checksum that [`OwnNote::note_crc32`] should have.
+    /// Returns the expected value of [`OwnNote::note_crc32`].
     pub(crate) fn own_crc32(&self) -> u32 {
         let unsigned = Self {
             note_crc32: 0.into(),
@@ -175,12 +176,12 @@ const _: () = {
 pub struct Cpu {
     /// Its registers.
     pub status: PrStatus,
-    /// Its page table, from QEMU's note.
+    /// Its page table register, from QEMU's note.
     pub cr3: Option<u64>,
 }
 
 impl Cpu {
-    /// Kinds of CORE's notes that a process's core has and a kernel's has not: its auxiliary vector, its files.
+    /// Types of CORE's notes that only a process's core has: its auxiliary vector, its files.
     const OF_A_PROCESS: [u32; 2] = [6, 0x4649_4c45];
 }
 
@@ -193,20 +194,20 @@ pub struct Notes {
     pub vmcoreinfo: Option<Vec<u8>>,
     /// kmorph's note about this dump, or about the dump that this one was made from: see [`crate::Dump::own`].
     pub own: Option<OwnNote>,
-    /// Offset of that note's contents in the file.
+    /// Offset of kmorph's note's contents in the file.
     pub own_offset: Option<u64>,
-    /// Bytes of notes so far.
+    /// Total size of the notes so far, bytes.
     taken_bytes: u64,
-    /// There are notes that only the core of a process has.
+    /// True if a note exists that only the core of a process has.
     pub(crate) of_a_process: bool,
 }
 
 impl Notes {
-    /// Reads the notes in `length` bytes from `offset` on, and adds what they say.
+    /// Reads the notes in `length` bytes from `offset` on, and adds their contents.
     ///
     /// # Errors
     ///
-    /// When a note reaches beyond the others, or there are too many bytes of them.
+    /// When a note extends beyond the end, or the notes are too large.
     pub(crate) fn add(
         &mut self,
         file: &dyn Bytes,
@@ -218,7 +219,7 @@ impl Notes {
             let what = "more than 16 MiB of notes";
             return Err(DumpError::Damaged { offset, what });
         }
-        // NOTES_MAX_BYTES fits.
+        // At most NOTES_MAX_BYTES.
         let mut all = vec![0; usize::try_from(length).unwrap_or(0)];
         bytes::read(file, offset, &mut all, "notes")?;
         let mut rest = all.as_slice();
@@ -234,15 +235,15 @@ impl Notes {
         Ok(())
     }
 
-    /// Looks for a note of kmorph's about this very file where the headers do not lead to one: then they are not
-    /// what kmorph wrote.
+    /// Searches for kmorph's note about this file if the headers do not lead to one, because the headers are
+    /// then not those that kmorph wrote.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
     pub(crate) fn search_own(&mut self, file: &dyn Bytes) -> Result<(), DumpError> {
         let length = file.len().min(OWN_SEARCH_BYTES);
-        // OWN_SEARCH_BYTES fits.
+        // At most OWN_SEARCH_BYTES.
         let mut first = vec![0; usize::try_from(length).unwrap_or(0)];
         bytes::read(file, 0, &mut first, "the beginning")?;
         for at in (0..first.len()).step_by(4) {
@@ -269,7 +270,7 @@ impl Notes {
             }
             CORE if Cpu::OF_A_PROCESS.contains(&note.kind) => self.of_a_process = true,
             QEMU => {
-                // One for each CPU, in their order, behind all of the kernel's kind.
+                // One per CPU, in the order of the CPUs, after all of the kernel's type.
                 let cr3 = QemuCpu::read_from_prefix(note.content).map(|(cpu, _)| cpu.control[3]);
                 let next = self.cpus.iter_mut().find(|cpu| cpu.cr3.is_none());
                 if let (Ok(cr3), Some(cpu)) = (cr3, next) {
@@ -300,7 +301,7 @@ struct Note<'a> {
 }
 
 impl<'a> Note<'a> {
-    /// The first note of `bytes` and what is behind it.
+    /// Splits the first note off `bytes`.
     fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (header, rest) = NoteHeader::read_from_prefix(bytes).ok()?;
         let name_bytes = usize::try_from(header.name_bytes.get()).ok()?;
@@ -319,7 +320,7 @@ impl<'a> Note<'a> {
     }
 }
 
-/// The build id among these notes, where one of them has it.
+/// Returns the build id in these notes, if any.
 pub(crate) fn gnu_build_id(mut notes: &[u8]) -> Option<&[u8]> {
     while let Some((note, behind)) = Note::split(notes) {
         if note.name == GNU && note.kind == NT_GNU_BUILD_ID {

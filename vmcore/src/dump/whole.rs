@@ -10,9 +10,9 @@ use crate::compression::{self, Compression};
 use crate::error::DumpError;
 use crate::memory::{PAGE_BYTES, PAGE_U32};
 
-/// Descriptors that are read at once: 96 KiB.
+/// Number of descriptors per read: 96 KiB.
 const AT_ONCE: u64 = 4096;
-/// Bytes of one descriptor.
+/// Size of one descriptor, bytes.
 const DESCRIPTOR_BYTES: usize = size_of::<PageDescriptor>();
 
 const ENDS: &str = "the file ends before its memory";
@@ -23,7 +23,7 @@ const ASTRAY: &str = "two pages overlap, or something lies between them";
 const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
 const UNREADABLE: &str = "a part of the file cannot be read";
 
-/// The part that is missing in the file; `None` if it is complete. Reads every descriptor: 24 bytes per page.
+/// Returns the part that is missing in the file; `None` if it is complete. Reads every descriptor: 24 bytes per page.
 pub(super) fn missing(kdump: &Kdump) -> Option<&'static str> {
     match bitmaps(kdump).and_then(|()| pages(kdump)) {
         Ok(()) => None,
@@ -44,7 +44,7 @@ impl From<DumpError> for Missing {
     }
 }
 
-/// These bytes of the file are there.
+/// Checks that these bytes of the file exist.
 fn held(file: &dyn Bytes, offset: u64, length: u64) -> Result<(), Missing> {
     match offset.checked_add(length) {
         Some(end) if end > file.len() => Err(Missing::What(ENDS)),
@@ -54,7 +54,7 @@ fn held(file: &dyn Bytes, offset: u64, length: u64) -> Result<(), Missing> {
     }
 }
 
-/// The bitmaps are there, and no page is in the file that the machine does not have.
+/// Checks that the bitmaps exist, and that the file has no page that the machine does not have.
 fn bitmaps(kdump: &Kdump) -> Result<(), Missing> {
     let Places {
         first,
@@ -79,7 +79,7 @@ fn bitmaps(kdump: &Kdump) -> Result<(), Missing> {
     }
 }
 
-/// Each page of the second bitmap has a descriptor, and lies in the file.
+/// Checks that each page of the second bitmap has a descriptor, and is in the file.
 fn pages(kdump: &Kdump) -> Result<(), Missing> {
     let count = kdump.pages_in_file();
     let bytes = count.checked_mul(DESCRIPTOR_BYTES as u64);
@@ -97,7 +97,7 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     let mut done = 0;
     while done < count {
         let now = AT_ONCE.min(count - done);
-        // AT_ONCE fits.
+        // At most AT_ONCE.
         buf.resize(usize::try_from(now).unwrap_or(0) * DESCRIPTOR_BYTES, 0);
         let at = start + done * DESCRIPTOR_BYTES as u64;
         bytes::read(kdump.file(), at, &mut buf, "descriptors")?;
@@ -118,14 +118,14 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     }
 }
 
-/// Whether the pages start at `first`, at the end of their descriptors. The shared zero page comes before the others;
-/// if no page is zero, it is there but no descriptor refers to it.
+/// Returns whether the pages start at `first`, at the end of their descriptors. The shared zero page precedes the
+/// others; it exists even if no descriptor refers to it.
 fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing> {
     let between = lowest.saturating_sub(first);
     if between == 0 || between > u64::from(PACKED_MAX_BYTES) {
         return Ok(between == 0);
     }
-    // PACKED_MAX_BYTES fits.
+    // At most PACKED_MAX_BYTES.
     let mut packed = vec![0; usize::try_from(between).unwrap_or(0)];
     bytes::read(file, first, &mut packed, "a page")?;
     let mut page = [0; PAGE_BYTES];
@@ -135,20 +135,21 @@ fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing>
     }))
 }
 
-/// How the pages lie side by side: makedumpfile, QEMU and kmorph begin the first one where the list of the pages ends, and
-/// leave nothing between two of them. Their order is any: several threads or kernels may have written them. So a bit of the
-/// bitmap that changed is found, which gives all pages behind it to other addresses, and a changed place or length of a
-/// page.
+/// The layout of the pages: makedumpfile, QEMU and kmorph place the first one at the end of the descriptors, and leave
+/// no gap between two of them. Their order is arbitrary: several threads or kernels may have written them. This check
+/// therefore finds a changed bit of the bitmap, which would shift all following pages to other addresses, and a changed
+/// offset or length of a page.
 struct Tiles {
     /// End of the page descriptors.
     first: u64,
     lowest: u64,
     /// End of the last page.
     end: u64,
-    /// Sum of the hashes of where pages begin, less those of where they end. Where one begins at the end of another, both
-    /// vanish: what is left is where the first begins and the last ends. So no list of all pages is needed.
+    /// Sum of the hashes of the pages' start offsets, minus those of their end offsets. If one page begins at the end
+    /// of another, both hashes cancel out: only the first start and the last end remain. So no list of all pages is
+    /// needed.
     edges: u64,
-    /// The length of what begins at `first`: the one place that pages share, which are of zeros.
+    /// Length of the page at `first`: the only page that descriptors share, the zero page.
     zeros: Option<u64>,
 }
 
@@ -174,7 +175,7 @@ impl Tiles {
                 Some(_) => return Err(Missing::What(ASTRAY)),
             }
         }
-        // The file holds it: no overflow.
+        // No overflow: the file contains the page.
         let end = offset + length;
         self.lowest = self.lowest.min(offset);
         self.end = self.end.max(end);
@@ -191,8 +192,8 @@ impl Tiles {
     }
 }
 
-/// Spreads the bits of a place in the file (the finalizer of SplitMix64, Steele, Lea and Flood, 2014): sums of these are
-/// equal by chance once in 2^64.
+/// Mixes the bits of an offset in the file (the finalizer of SplitMix64, Steele, Lea and Flood, 2014): the probability
+/// that two sums are equal by chance is 2^-64.
 fn hash(place: u64) -> u64 {
     let mixed = place.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -11,16 +11,17 @@ use std::ops::RangeInclusive;
 
 use super::{Kernel, KernelError};
 
-/// Maximum number of bytes of text that are read: `log_buf_len` can be up to 2 GiB, but that is unusual. The newest
-/// are kept.
+/// Maximum size of text, bytes: `log_buf_len` can be up to 2 GiB, but that is unusual. The newest messages are
+/// kept.
 const TEXT_MAX_BYTES: usize = 32 << 20;
-/// Most messages that are looked at, the newest.
+/// Maximum number of messages; the newest are kept.
 const RECORDS_MAX: u64 = 1 << 19;
-/// Newest messages of which one has to be readable: a kernel that died may not have finished the last of each CPU.
+/// Number of newest messages of which one must be readable: a dying kernel may not have finished the last message of
+/// each CPU.
 const RECORDS_TRIED: u64 = 64;
-/// Largest ring, as a power of two.
+/// Maximum size of a ring, as a power of two.
 const RING_BITS_MAX: u32 = 31;
-/// Bits of a descriptor's state word that are the id.
+/// Id bits of a descriptor's state word.
 const ID_MASK: u64 = u64::MAX >> 2;
 
 /// One message.
@@ -28,7 +29,7 @@ const ID_MASK: u64 = u64::MAX >> 2;
 pub struct Record {
     /// Nanoseconds since boot.
     pub time_ns: u64,
-    /// Which task or CPU said it, as the kernel numbers them; 0 where the kernel does not say.
+    /// The task or CPU that wrote the message, in the kernel's numbering; 0 if unknown.
     pub caller: u32,
     /// Facility of the writer, as in syslog(3): 0 is the kernel. Messages that programs write to `/dev/kmsg` never
     /// have 0.
@@ -42,14 +43,14 @@ pub struct Record {
 pub struct Log {
     /// The messages.
     pub records: Vec<Record>,
-    /// Messages that were in the buffer and not taken, because there were too many.
+    /// Number of messages in the buffer that were skipped because there were too many.
     pub not_taken: u64,
-    /// Messages whose text could not be read.
+    /// Number of messages whose text could not be read.
     pub unreadable: u64,
 }
 
 impl Log {
-    /// As text, byte for byte what `makedumpfile --dump-dmesg` writes.
+    /// Returns the text, byte for byte as written by `makedumpfile --dump-dmesg`.
     pub fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         for record in &self.records {
@@ -60,12 +61,12 @@ impl Log {
 }
 
 impl Record {
-    /// True when the kernel wrote it, not a program.
+    /// Returns true if the kernel wrote the message, not a program.
     pub fn is_of_kernel(&self) -> bool {
         self.facility == 0
     }
 
-    /// Appends it with its time, the lines behind the first indented below it.
+    /// Appends the message with its time; indents the lines after the first.
     fn put(&self, out: &mut Vec<u8>) {
         let (seconds, micros) = (
             self.time_ns / 1_000_000_000,
@@ -81,7 +82,7 @@ impl Record {
                 }
                 // isprint(3) and isspace(3) in the C locale.
                 b' '..=b'~' | b'\t' | b'\r' | 0x0b | 0x0c => out.push(byte),
-                // makedumpfile prints a char, which has a sign: above 127 it comes out as four bytes.
+                // makedumpfile prints a signed char: values above 127 become four bytes.
                 _ => {
                     let signed = i32::from(byte.cast_signed());
                     out.extend(format!("\\x{signed:02x}").bytes());
@@ -102,7 +103,7 @@ struct Layout {
     text_len: u64,
     time: u64,
     caller: u64,
-    /// VMCOREINFO does not tell; `None` when the members around it are not as in Linux 5.10 to 6.12.
+    /// Not in VMCOREINFO; `None` if the members around it differ from Linux 5.10 to 6.12.
     facility: Option<u64>,
 }
 
@@ -120,14 +121,14 @@ impl Kernel<'_> {
     ///
     /// # Errors
     ///
-    /// When VMCOREINFO does not describe the buffer (before Linux 5.10), or it cannot be read. A message
-    /// that cannot be read is counted and passed over.
+    /// When VMCOREINFO does not describe the buffer (before Linux 5.10), or it cannot be read. An
+    /// unreadable message is counted and skipped.
     pub fn log(&self) -> Result<Log, KernelError> {
         let (ring, ids) = self.ring()?;
         Ok(self.walk(&ring, *ids.start(), *ids.end()))
     }
 
-    /// True when a message can be read among the newest ones.
+    /// Returns true if one of the newest messages can be read.
     pub(super) fn has_log(&self) -> bool {
         self.ring().is_ok_and(|(ring, ids)| {
             let newest = (0..RECORDS_TRIED).map(|back| ids.end().wrapping_sub(back) & ID_MASK);
@@ -136,7 +137,7 @@ impl Kernel<'_> {
         })
     }
 
-    /// The ring, and the ids from its tail to its head.
+    /// Returns the ring, and the ids from its tail to its head.
     fn ring(&self) -> Result<(Ring, RangeInclusive<u64>), KernelError> {
         let info = self.info();
         let buffer = self.u64_at(info.symbol("prb")?, "the address of the log")?;
@@ -177,7 +178,7 @@ impl Kernel<'_> {
                 text_len,
                 time: info.offset("printk_info.ts_nsec")?,
                 caller,
-                // A length of 16 bits, the facility, 8 bits of flags and level, the caller.
+                // The layout: a 16-bit length, the facility, 8 bits of flags and level, the caller.
                 facility: (caller == text_len + 4).then_some(text_len + 2),
             },
             descs: self.u64_at(member("prb_desc_ring.descs")?, "the log's descriptors")?,
@@ -189,13 +190,13 @@ impl Kernel<'_> {
         Ok((ring, (tail & ID_MASK)..=(head & ID_MASK)))
     }
 
-    /// From the newest to the oldest, so that the newest are there when there are too many.
+    /// Reads from the newest to the oldest message, so that the limit drops the oldest ones.
     fn walk(&self, ring: &Ring, tail: u64, head: u64) -> Log {
         let mut log = Log::default();
         let ids = (head.wrapping_sub(tail) & ID_MASK).min(ring.desc_mask) + 1;
         let mut text_bytes = 0;
         for back in 0..ids {
-            // Of a damaged ring no message at all may be readable.
+            // The limit also counts unreadable messages: a damaged ring may have no readable one.
             if back == RECORDS_MAX || text_bytes > TEXT_MAX_BYTES {
                 log.not_taken = ids - back;
                 break;
@@ -213,7 +214,7 @@ impl Kernel<'_> {
         log
     }
 
-    /// The message with this id; `None` when it was not written, or has no text.
+    /// Returns the message with this id; `None` if it was not written, or has no text.
     fn record(&self, ring: &Ring, id: u64) -> Result<Option<Record>, KernelError> {
         let layout = &ring.layout;
         let slot = id & ring.desc_mask;
@@ -229,11 +230,11 @@ impl Kernel<'_> {
         if begin == next {
             return Ok(None);
         }
-        // A block that does not fit at the end lies at the beginning.
+        // A block that does not fit at the end is at the beginning.
         if begin > next {
             begin = 0;
         }
-        // The id stands before the text.
+        // The id precedes the text.
         begin += 8;
         let info = ring.infos.wrapping_add(slot * layout.info_bytes);
         let text_len = self.bytes(info.wrapping_add(layout.text_len), what)?;

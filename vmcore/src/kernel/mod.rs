@@ -16,7 +16,7 @@ use crate::memory::{PAGE, PAGE_BYTES, PhysicalMemory};
 pub use paging::START_KERNEL_MAP;
 pub use vmcoreinfo::{Missing, Origin, VmcoreInfo};
 
-/// Pages that are kept after they were read: page tables, above all. 4 MiB.
+/// Number of cached pages, mainly page tables: 4 MiB.
 const PAGES_KEPT: usize = 1024;
 
 /// See [`Kernel::told`].
@@ -25,21 +25,21 @@ const TOLD_MAX: u32 = 4;
 /// Why the kernel's own structures cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Nothing says how the kernel is laid out.
+    /// No description of the kernel's layout exists.
     #[error("the dump has no VMCOREINFO, and none was found in the memory")]
     NoVmcoreInfo,
     /// VMCOREINFO lacks a required entry.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// Memory that is needed is not there.
+    /// Required memory is missing.
     #[error("{what}: {source}")]
     Memory {
         /// The data that was read.
         what: &'static str,
-        /// Why it could not be.
+        /// The reason.
         source: MemoryError,
     },
-    /// The kernel's memory breaks the kernel's own rules.
+    /// The kernel's memory violates the kernel's own rules.
     #[error("{what} at {virt:#x} is invalid")]
     Nonsense {
         /// The data that was read.
@@ -65,12 +65,12 @@ pub struct Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    /// The kernel in a dump. Where the dump's note of VMCOREINFO does not lead to all that it should, the kernel's own
-    /// copy is looked for in the memory, and taken if it leads to more.
+    /// Returns the kernel in a dump. If the VMCOREINFO in the dump's notes does not lead to everything, this
+    /// searches the memory for the kernel's own copy, and uses the copy if it leads to more.
     ///
     /// # Errors
     ///
-    /// When there is no VMCOREINFO, or it does not say where the page tables are.
+    /// When there is no VMCOREINFO, or it does not contain the location of the page tables.
     pub fn in_dump(dump: &'a Dump) -> Result<Self, KernelError> {
         let phys_base = dump.header_phys_base();
         let Some(text) = &dump.notes().vmcoreinfo else {
@@ -84,7 +84,7 @@ impl<'a> Kernel<'a> {
         }
         let mut best = noted;
         VmcoreInfo::search_for(dump, |found| {
-            // The same text tells no more: the kernel is damaged, or of a release that is not known.
+            // The same text leads to no more: the kernel is damaged, or its release is unknown.
             let same = found.text() == note.text();
             if let Ok(kernel) = Self::new(dump, found.clone(), phys_base)
                 && !same
@@ -98,7 +98,7 @@ impl<'a> Kernel<'a> {
         best
     }
 
-    /// The kernel in memory, found by its VMCOREINFO.
+    /// Returns the kernel in memory, found by its VMCOREINFO.
     ///
     /// # Errors
     ///
@@ -107,7 +107,8 @@ impl<'a> Kernel<'a> {
         Self::searched(memory, None)
     }
 
-    /// The kernel that the first VMCOREINFO in memory describes whose page tables are there; else the first of all.
+    /// Returns the kernel of the first VMCOREINFO in memory whose page tables exist; otherwise the kernel of
+    /// the first VMCOREINFO.
     fn searched(
         memory: &'a dyn PhysicalMemory,
         phys_base: Option<u64>,
@@ -126,14 +127,14 @@ impl<'a> Kernel<'a> {
         found.or(first).unwrap_or(Err(KernelError::NoVmcoreInfo))
     }
 
-    /// True when the page tables map the table that they begin with.
+    /// Returns true if the page tables map their own top table.
     fn maps_itself(&self) -> bool {
         self.translate(self.table)
             .is_ok_and(|phys| phys == self.root)
     }
 
-    /// To how much VMCOREINFO leads, from 0 to [`TOLD_MAX`]: page tables, the log, what some pages are used for, and
-    /// what all are.
+    /// Returns a score of the information that VMCOREINFO leads to, from 0 to [`TOLD_MAX`]: one point each for
+    /// page tables, the log, the use of some pages, and the use of all.
     fn told(&self) -> u32 {
         if !self.maps_itself() {
             return 0;
@@ -146,11 +147,11 @@ impl<'a> Kernel<'a> {
         1 + u32::from(self.has_log()) + pages
     }
 
-    /// The kernel that `info` describes. `phys_base` is used when that does not say where the kernel is.
+    /// Opens the kernel that `info` describes. `phys_base` is used if `info` does not contain the kernel's location.
     ///
     /// # Errors
     ///
-    /// When it does not say where the page tables are.
+    /// When `info` does not contain the location of the page tables.
     pub fn new(
         memory: &'a dyn PhysicalMemory,
         info: VmcoreInfo,
@@ -183,17 +184,17 @@ impl<'a> Kernel<'a> {
         })
     }
 
-    /// VMCOREINFO.
+    /// Returns VMCOREINFO.
     pub fn info(&self) -> &VmcoreInfo {
         &self.info
     }
 
-    /// The memory below.
+    /// Returns the underlying memory.
     pub fn memory(&self) -> &'a dyn PhysicalMemory {
         self.memory
     }
 
-    /// Offset from an address in the kernel's image, less [`START_KERNEL_MAP`], to the physical address.
+    /// Returns the offset from an address in the kernel's image, minus [`START_KERNEL_MAP`], to the physical address.
     pub fn phys_base(&self) -> u64 {
         self.phys_base
     }
@@ -202,7 +203,7 @@ impl<'a> Kernel<'a> {
     ///
     /// # Errors
     ///
-    /// The first page that is not mapped or cannot be had.
+    /// The first page that is not mapped or cannot be read.
     pub fn read(&self, mut virt: u64, mut buf: &mut [u8]) -> Result<(), MemoryError> {
         while !buf.is_empty() {
             let within = usize::try_from(virt % PAGE).unwrap_or(0);
@@ -215,7 +216,7 @@ impl<'a> Kernel<'a> {
         Ok(())
     }
 
-    /// Bytes at a virtual address; `what` names them in the error.
+    /// Reads bytes at a virtual address; `what` names them in the error.
     ///
     /// # Errors
     ///
@@ -231,7 +232,7 @@ impl<'a> Kernel<'a> {
         Ok(bytes)
     }
 
-    /// A number of 64 bits at a virtual address.
+    /// Reads a 64-bit number at a virtual address.
     ///
     /// # Errors
     ///
@@ -240,7 +241,7 @@ impl<'a> Kernel<'a> {
         self.bytes(virt, what).map(u64::from_le_bytes)
     }
 
-    /// A number of 32 bits at a virtual address.
+    /// Reads a 32-bit number at a virtual address.
     ///
     /// # Errors
     ///
@@ -249,7 +250,7 @@ impl<'a> Kernel<'a> {
         self.bytes(virt, what).map(u32::from_le_bytes)
     }
 
-    /// A text that ends with a zero byte, of at most `max_bytes`; as much of it as can be read.
+    /// Reads a NUL-terminated text of at most `max_bytes`; stops where the memory is unreadable.
     pub fn text_at(&self, virt: u64, max_bytes: usize) -> Vec<u8> {
         let mut text = Vec::new();
         while text.len() < max_bytes {
@@ -268,8 +269,8 @@ impl<'a> Kernel<'a> {
         text
     }
 
-    /// Fills `buf` as far as the memory is there, else with zeros. Reads whole mappings at once and
-    /// keeps nothing. False when something was not there.
+    /// Fills `buf` with the available memory, and zeros elsewhere. Reads whole mappings at once,
+    /// without the cache. Returns false if some memory was missing.
     fn read_what_is_there(&self, mut virt: u64, mut buf: &mut [u8]) -> bool {
         let mut all = true;
         while !buf.is_empty() {
@@ -279,7 +280,7 @@ impl<'a> Kernel<'a> {
             let (now, later) = buf.split_at_mut(left.min(buf.len()));
             all &= match mapping {
                 Ok(mapping) if self.memory.read(mapping.phys, now).is_ok() => true,
-                // Perhaps a part of it.
+                // A part of it may be available.
                 Ok(mapping) if step > PAGE => {
                     let parts = now.chunks_mut(PAGE_BYTES).zip(0_u64..);
                     parts.fold(true, |all, (part, number)| {
@@ -301,7 +302,7 @@ impl<'a> Kernel<'a> {
         all
     }
 
-    /// Reads within one page, which is kept.
+    /// Reads within one page, through the cache.
     fn read_kept(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let (number, within) = (phys / PAGE, usize::try_from(phys % PAGE).unwrap_or(0));
         let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());

@@ -17,18 +17,18 @@ use super::{Kernel, KernelError};
 use crate::memory::{PAGE, PhysRange};
 use struct_page::{Layout, StructPage};
 
-/// `section_mem_map` has marks in its low bits; the address is far more than a page's multiple.
+/// `section_mem_map` has flags in its low bits; the address is aligned to far more than a page.
 const SECTION_ADDRESS: u64 = !0xfff;
-/// The mark that a section has its pages described.
+/// The flag that a section has page descriptions.
 const SECTION_HAS_MEM_MAP: u64 = 2;
-/// Largest section, as a power of two: the pages of one are looked at together.
+/// Maximum size of a section, as a power of two: the pages of a section are processed together.
 const SECTION_BITS_MAX: i64 = 30;
-/// Shortest range of memory, bytes, of which the kernel has to have a description: what is shorter may be a firmware's.
+/// Minimum size of a memory range that the kernel must describe, bytes: a shorter one may belong to the firmware.
 const DESCRIBED_MIN_BYTES: u64 = 16 << 20;
-/// Most sections that [`Pages::described`] looks at.
+/// Maximum number of sections that [`Pages::described`] checks.
 const SECTIONS_TRIED: usize = 64;
 
-/// Tells what pages are used for.
+/// Determines the use of pages.
 pub struct Pages<'k, 'm> {
     kernel: &'k Kernel<'m>,
     layout: Layout,
@@ -36,18 +36,18 @@ pub struct Pages<'k, 'm> {
     roots_len: u64,
     section_struct_bytes: u64,
     section_mem_map: u64,
-    /// Pages of one section, as a power of two.
+    /// Number of pages per section, as a power of two.
     section_order: u32,
-    /// Address that the structure of page 0 would have, if VMCOREINFO gives it: used to check what is found.
+    /// Address that page 0's structure would have, if VMCOREINFO contains it: used to check addresses.
     vmemmap: Option<u64>,
 }
 
 impl<'k, 'm> Pages<'k, 'm> {
-    /// Looks at how the kernel describes its pages.
+    /// Reads how the kernel describes its pages.
     ///
     /// # Errors
     ///
-    /// When VMCOREINFO does not say what is needed.
+    /// When VMCOREINFO lacks required values.
     pub fn of(kernel: &'k Kernel<'m>) -> Result<Self, KernelError> {
         let info = kernel.info();
         let bits = info.number("SECTION_SIZE_BITS")?;
@@ -68,12 +68,12 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Number of pages in a section: a call of [`Pages::kinds`] covers that many.
+    /// Returns the number of pages in a section: a call of [`Pages::kinds`] covers that many.
     pub fn section_pages(&self) -> u64 {
         1 << self.section_order
     }
 
-    /// The types of the pages of one section. `first` is the number of its first page; `kinds` has
+    /// Returns the types of the pages of one section. `first` is the number of its first page; `kinds` has
     /// [`Pages::section_pages`] entries; `buffer` is memory that can be reused for the next section.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         buffer.clear();
         buffer.resize(count * struct_bytes, 0);
         let start = map.wrapping_add(first * self.layout.bytes);
-        // What is not there stays zero, and a structure of zeros tells no kind.
+        // Missing memory stays zero, and a structure of zeros has no type.
         let there = self.kernel.read_what_is_there(start, buffer);
         let mut at = 0;
         while at < count {
@@ -142,7 +142,7 @@ impl<'k, 'm> Pages<'k, 'm> {
                 if loaded.replace(section) != Some(section) {
                     let section = self.section_map(section);
                     described = section.is_ok();
-                    // An error leaves what could be told.
+                    // After an error, use the types determined so far.
                     let told = section.and_then(|_| self.kinds(first, &mut kinds, &mut buffer));
                     if let Err(error) = told {
                         first_error.get_or_insert(error);
@@ -169,7 +169,8 @@ impl<'k, 'm> Pages<'k, 'm> {
         }
     }
 
-    /// Of the first sections of memory that the kernel should describe, how many there are, and how many it does.
+    /// Returns the number of the first sections of memory that the kernel should describe, and the number of those that
+    /// it describes.
     pub(super) fn described(&self, ranges: &[PhysRange]) -> (u64, u64) {
         let large = ranges.iter().filter(|r| r.len() >= DESCRIBED_MIN_BYTES);
         let sections = large.flat_map(|range| {
@@ -182,7 +183,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Address of the section's page structures, less the number of its first page times their size.
+    /// Returns the address of the section's page structures, minus the number of its first page times their size.
     fn section_map(&self, section: u64) -> Result<u64, KernelError> {
         let what = "the table of memory sections";
         let per_root = PAGE / self.section_struct_bytes;
@@ -208,7 +209,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         Ok(address)
     }
 
-    /// The kind of the page of which the structure is at this address.
+    /// Returns the type of the page whose structure is at this address.
     fn kind_at(&self, virt: u64) -> PageKind {
         let length = usize::try_from(self.layout.bytes).unwrap_or(0);
         let mut bytes = vec![0; 2 * length];

@@ -4,7 +4,7 @@ use super::Kernel;
 use crate::error::MemoryError;
 use crate::memory::{PAGE, PhysRange};
 
-/// The virtual address at which the kernel's image is mapped, less `phys_base`.
+/// The virtual address at which the kernel's image is mapped, minus `phys_base`.
 pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 
 /// The entry is in use.
@@ -13,19 +13,19 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 /// Address bits of an entry: 51 to 12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Bits of an address that one level translates.
+/// Number of address bits that one level translates.
 const LEVEL_BITS: u32 = 9;
 
 /// The mapping of a virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) phys: u64,
-    /// Bytes that one entry maps: 4 KiB, 2 MiB or 1 GiB.
+    /// Size of the memory that one entry maps, bytes: 4 KiB, 2 MiB or 1 GiB.
     pub(super) entry_bytes: u64,
 }
 
 impl Kernel<'_> {
-    /// The physical address behind a virtual one, through the kernel's own page tables.
+    /// Translates a virtual address to a physical one, with the kernel's own page tables.
     ///
     /// # Errors
     ///
@@ -60,16 +60,16 @@ impl Kernel<'_> {
         Err(MemoryError::NotMapped { virt, level: 0 })
     }
 
-    /// The start of the direct map of all physical memory: the virtual address of physical address 0.
+    /// Returns the start of the direct map of all physical memory: the virtual address of physical address 0.
     ///
-    /// It changes with every boot. It is the first mapping in the kernel half whose physical address fits a
-    /// one-to-one mapping from its own place.
+    /// The address differs with every boot. The direct map is the first mapping in the kernel half whose physical
+    /// addresses fit a linear mapping from its start.
     pub fn direct_map(&self) -> Option<u64> {
         let top_shift = 12 + LEVEL_BITS * u32::from(self.levels - 1);
-        // Entries of the top table that the kernel uses: its upper half. The direct map comes first.
+        // The kernel uses the upper half of the top table. The direct map comes first.
         for index in 256..512_u64 {
             let base = (u64::MAX << (top_shift + LEVEL_BITS)) | index << top_shift;
-            // The direct map begins at a gigabyte; memory may not.
+            // The direct map begins at a gigabyte boundary; memory may not.
             if let Some(start) = self.first_gigabyte_with_zero(base, top_shift) {
                 return Some(start);
             }
@@ -77,7 +77,7 @@ impl Kernel<'_> {
         None
     }
 
-    /// The gigabyte below the entry at `base` of which an early page is mapped to itself.
+    /// Returns the gigabyte below the entry at `base` that maps an early page to its own physical address.
     fn first_gigabyte_with_zero(&self, base: u64, top_shift: u32) -> Option<u64> {
         const GIGABYTE: u64 = 1 << 30;
         let mut empty = [0; 8];
@@ -91,7 +91,7 @@ impl Kernel<'_> {
         (0..gigabytes.min(512))
             .map(|number| base + number * GIGABYTE)
             .find(|start| {
-                // Page 0 may not be mapped; one of the first of these always is.
+                // Page 0 may be unmapped; one of these early pages is always mapped.
                 [1, 16, 256, 4096].iter().any(|page| {
                     let at = page * PAGE;
                     self.mapping(start + at).is_ok_and(|m| m.phys == at)
@@ -99,7 +99,7 @@ impl Kernel<'_> {
             })
     }
 
-    /// The range of the kernel's image: from its code to the last page mapped as part of it.
+    /// Returns the range of the kernel's image: from its code to the last page mapped as part of it.
     pub fn image(&self) -> Option<PhysRange> {
         const STEP: u64 = 2 << 20;
         let start = self.info().symbol("_stext").ok()? & !(STEP - 1);

@@ -6,20 +6,20 @@
 
 use super::{Kernel, KernelError};
 
-/// Most symbols: a kernel has about 150,000.
+/// Maximum number of symbols: a kernel has about 150,000.
 const SYMBOLS_MAX: u32 = 1 << 20;
-/// Most bytes of a name.
+/// Maximum length of a name, bytes.
 const NAME_MAX_BYTES: usize = 512;
-/// Most bytes of packed names that are read: a kernel has about 2 MiB.
+/// Maximum size of the packed names, bytes: a kernel has about 2 MiB.
 const NAMES_MAX_BYTES: usize = 24 << 20;
-/// Names are found from the last that is a multiple of this.
+/// Interval between markers, in names: a lookup starts at the preceding marker.
 const MARKER_EVERY: usize = 256;
-/// Bytes of names that are read at once.
+/// Number of bytes of names per read.
 const PART_BYTES: usize = 64 << 10;
 
 /// The table.
 pub struct Symbols {
-    /// By address, as the kernel sorts them.
+    /// Sorted by address, as in the kernel.
     addresses: Vec<u64>,
     names: Vec<u8>,
     /// Offsets in `names` of every 256th name.
@@ -43,11 +43,11 @@ impl std::fmt::Display for Place {
 }
 
 impl Kernel<'_> {
-    /// Reads the table of symbols.
+    /// Reads the symbol table.
     ///
     /// # Errors
     ///
-    /// When VMCOREINFO does not say where it is (before Linux 6.0), or it cannot be read.
+    /// When VMCOREINFO does not contain its location (before Linux 6.0), or it cannot be read.
     pub fn symbols(&self) -> Result<Symbols, KernelError> {
         let info = self.info();
         let what = "the table of symbols";
@@ -59,7 +59,7 @@ impl Kernel<'_> {
                 virt: count_at,
             });
         }
-        // SYMBOLS_MAX fits.
+        // At most SYMBOLS_MAX.
         let mut offsets = vec![0; count as usize * 4];
         let offsets_at = info.symbol("kallsyms_offsets")?;
         let read = self.read(offsets_at, &mut offsets);
@@ -95,7 +95,7 @@ impl Kernel<'_> {
             .collect())
     }
 
-    /// The packed names, and where every 256th begins.
+    /// Returns the packed names, and the offset of every 256th one.
     fn names(&self, at: u64, count: u32) -> Result<(Vec<u8>, Vec<usize>), KernelError> {
         let mut names = Vec::new();
         let mut markers = Vec::new();
@@ -130,19 +130,21 @@ impl Kernel<'_> {
     }
 }
 
-/// The base of the offsets in the table.
+/// The base of the table's offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
-    /// Below zero: from this, backwards. Others are meant as they are (data of each CPU). Linux 6.12 and older.
+    /// Negative offsets count backwards from this base; others are absolute (per-CPU data). Linux 6.12 and older.
     Negative(u64),
-    /// All from this, without a sign. Linux 6.16 and 6.18, for example.
+    /// All offsets count from this base, unsigned. Linux 6.16 and 6.18, for example.
     All(u64),
-    /// Each from where it is itself, in the table that begins here. Linux 7.2 and newer, which have no base.
+    /// Each offset counts from its own location, in the table that begins here. Linux 7.2 and newer, which have no
+    /// base.
     Each(u64),
 }
 
 impl Base {
-    /// The kernel's image is shorter than 2 GiB: when it is counted in positive numbers none is below zero.
+    /// Determines the base. The kernel's image is smaller than 2 GiB: unsigned offsets are never negative as signed
+    /// numbers.
     fn of(offsets: &[i32], base: u64) -> Self {
         match offsets.iter().any(|offset| *offset < 0) {
             true => Self::Negative(base),
@@ -150,7 +152,7 @@ impl Base {
         }
     }
 
-    /// The address of the symbol with this number.
+    /// Returns the address of the symbol with this number.
     fn address(self, number: u64, offset: i32) -> u64 {
         let signed = i64::from(offset).cast_unsigned();
         match self {
@@ -162,7 +164,7 @@ impl Base {
     }
 }
 
-/// Start (after its length) and end of the name at `place`.
+/// Returns start (after its length) and end of the name at `place`.
 fn packed_name(names: &[u8], place: usize) -> Option<(usize, usize)> {
     let low = usize::from(*names.get(place)?);
     if low & 0x80 == 0 {
@@ -173,16 +175,16 @@ fn packed_name(names: &[u8], place: usize) -> Option<(usize, usize)> {
 }
 
 impl Symbols {
-    /// The symbol that an address belongs to; `None` outside the kernel's image.
+    /// Returns the symbol that contains an address; `None` outside the kernel's image.
     pub fn place(&self, address: u64) -> Option<Place> {
         let behind = self.addresses.partition_point(|start| *start <= address);
         let mut index = behind.checked_sub(1)?;
         let start = self.addresses[index];
-        // What lies behind the last symbol belongs to none.
+        // An address after the last symbol belongs to none.
         if start < super::START_KERNEL_MAP || behind == self.addresses.len() {
             return None;
         }
-        // Of several names for one place, the first is the one that the kernel's own messages use.
+        // Of several names for one address, the kernel's own messages use the first.
         while index > 0 && self.addresses[index - 1] == start {
             index -= 1;
         }
@@ -192,7 +194,7 @@ impl Symbols {
         })
     }
 
-    /// The addresses of these symbols, in their order.
+    /// Returns the addresses of these symbols, in the given order.
     pub fn find<const N: usize>(&self, wanted: [&str; N]) -> [Option<u64>; N] {
         let mut found = [None; N];
         let mut place = 0;

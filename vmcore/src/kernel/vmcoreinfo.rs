@@ -11,9 +11,9 @@ use crate::memory::{PAGE, PAGE_BYTES, PhysRange, PhysicalMemory};
 
 use zerocopy::FromBytes;
 
-/// Most lines that are kept.
+/// Maximum number of lines.
 const LINES_MAX: usize = 4096;
-/// Bytes that are read at once when memory is searched for the note.
+/// Number of bytes per read when memory is searched for the note.
 const SEARCH_BYTES: usize = 256 * PAGE_BYTES;
 
 /// The place where VMCOREINFO was found.
@@ -21,14 +21,14 @@ const SEARCH_BYTES: usize = 256 * PAGE_BYTES;
 pub enum Origin {
     /// In a note or header of the dump.
     Note,
-    /// In the memory, by looking for it.
+    /// In the memory, by a search.
     Memory {
         /// The page.
         phys: u64,
     },
 }
 
-/// A value that VMCOREINFO does not have, or not in a form that can be read.
+/// A value that VMCOREINFO does not have, or that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("VMCOREINFO has no usable {0}")]
 pub struct Missing(
@@ -62,15 +62,15 @@ impl VmcoreInfo {
         }
     }
 
-    /// Looks through the memory for the note, from both ends of each range towards its middle: what a kernel
-    /// allocates as it boots is near one of them. In guests of 192 MiB to 5 GiB it was never farther than 70 MiB.
-    /// When there is none, a gigabyte takes about a tenth of a second.
+    /// Searches the memory for the note, from both ends of each range towards its middle: a kernel allocates its
+    /// boot data near one of them. In guests of 192 MiB to 5 GiB the distance was at most 70 MiB. A search
+    /// without a result takes about a tenth of a second per gigabyte.
     pub fn search(memory: &dyn PhysicalMemory) -> Option<Self> {
         Self::search_for(memory, |_| true)
     }
 
-    /// As [`VmcoreInfo::search`], for the first that is `accepted`: memory may have notes of other kernels, such as
-    /// those of its guests.
+    /// As [`VmcoreInfo::search`], for the first note that is `accepted`: memory may contain notes of other kernels,
+    /// such as those of its guests.
     pub fn search_for(
         memory: &dyn PhysicalMemory,
         mut accepted: impl FnMut(&Self) -> bool,
@@ -100,7 +100,7 @@ impl VmcoreInfo {
         accepted: &mut impl FnMut(&Self) -> bool,
     ) -> Option<Self> {
         let start = next(memory, window);
-        // A window is no longer than the buffer.
+        // A window fits into the buffer.
         let length = usize::try_from(window.end.saturating_sub(start)).ok()?;
         let part = buf.get_mut(..length)?;
         let whole = memory.read(start, part).is_ok();
@@ -115,63 +115,64 @@ impl VmcoreInfo {
         })
     }
 
-    /// The place where it was found.
+    /// Returns the place where it was found.
     pub fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// Its text, as the kernel wrote it.
+    /// Returns the original text.
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The kernel's release.
+    /// Returns the kernel's release.
     pub fn release(&self) -> Option<&str> {
         self.get("OSRELEASE")
     }
 
-    /// The kernel's build id, in hexadecimal digits.
+    /// Returns the kernel's build id, in hexadecimal digits.
     pub fn build_id(&self) -> Option<&str> {
         self.get("BUILD-ID")
     }
 
-    /// Time when a crash kernel was started with kexec, in seconds since 1970: only dumps of a kdump kernel have it.
+    /// Returns the time when a crash kernel was started with kexec, in seconds since 1970; only in dumps of a kdump
+    /// kernel.
     pub fn crash_time(&self) -> Option<u64> {
         self.get("CRASHTIME")?.parse().ok()
     }
 
-    /// A value as it is written.
+    /// Returns the raw value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(|value| value.trim())
     }
 
-    /// The address of a symbol.
+    /// Returns the address of a symbol.
     ///
     /// # Errors
     ///
-    /// When it is missing, as with the functions below.
+    /// When the value is missing, as for the functions below.
     pub fn symbol(&self, name: &str) -> Result<u64, Missing> {
         self.parsed(&format!("SYMBOL({name})"), |text| {
             u64::from_str_radix(text, 16).ok()
         })
     }
 
-    /// The place of a member in its structure, bytes.
+    /// Returns the offset of a member in its structure, bytes.
     pub fn offset(&self, member: &str) -> Result<u64, Missing> {
         self.small(format!("OFFSET({member})"))
     }
 
-    /// The size of a structure, bytes.
+    /// Returns the size of a structure, bytes.
     pub fn size(&self, structure: &str) -> Result<u64, Missing> {
         self.small(format!("SIZE({structure})"))
     }
 
-    /// The length of an array, elements.
+    /// Returns the number of elements of an array.
     pub fn length(&self, array: &str) -> Result<u64, Missing> {
         self.small(format!("LENGTH({array})"))
     }
 
-    /// A number; some are written in hexadecimal, some below zero.
+    /// Returns a number; some are hexadecimal, some negative.
     pub fn number(&self, name: &str) -> Result<i64, Missing> {
         self.parsed(&format!("NUMBER({name})"), |text| {
             match text.strip_prefix("0x") {
@@ -181,7 +182,7 @@ impl VmcoreInfo {
         })
     }
 
-    /// Offsets and sizes: a value larger than any structure is an error.
+    /// Returns an offset or size: a value larger than any structure is an error.
     fn small(&self, key: String) -> Result<u64, Missing> {
         self.parsed(&key, |text| {
             text.parse().ok().filter(|value: &u64| *value < 1 << 32)
@@ -194,7 +195,7 @@ impl VmcoreInfo {
     }
 }
 
-/// Takes a window off the lower end of a range, behind what cannot be had or is known to be zero.
+/// Takes a window from the lower end of a range, after skipping memory that is missing or known to be zero.
 fn take_low(memory: &dyn PhysicalMemory, range: &mut PhysRange) -> PhysRange {
     let start = next(memory, *range);
     let end = range.end.min(start.saturating_add(SEARCH_BYTES as u64));
@@ -202,7 +203,7 @@ fn take_low(memory: &dyn PhysicalMemory, range: &mut PhysRange) -> PhysRange {
     PhysRange { start, end }
 }
 
-/// Takes a window off the upper end.
+/// Takes a window from the upper end.
 fn take_high(range: &mut PhysRange) -> PhysRange {
     let end = range.end;
     range.end = range.start.max(end.saturating_sub(SEARCH_BYTES as u64));
@@ -212,12 +213,13 @@ fn take_high(range: &mut PhysRange) -> PhysRange {
     }
 }
 
-/// Start of the first readable page in the range that may have contents; the end of the range if there is none.
+/// Returns the start of the first readable page in the range that may have contents; the end of the range if there is
+/// none.
 fn next(memory: &dyn PhysicalMemory, range: PhysRange) -> u64 {
     memory.next_present(memory.next_data(range.start, range.end), range.end)
 }
 
-/// The text in a page that begins with the note.
+/// Returns the text in a page that begins with the note.
 fn note_in(page: &[u8]) -> Option<&[u8]> {
     let (header, rest) = NoteHeader::read_from_prefix(page).ok()?;
     let length = u64::from(header.content_bytes.get());

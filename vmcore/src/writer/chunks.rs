@@ -15,24 +15,24 @@ use super::shares::{Share, Shares, Taken, Task};
 use super::{Contents, Control};
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
 
-/// Pages of one chunk.
+/// Number of pages per chunk.
 pub(super) const CHUNK_PAGES: usize = 256;
 const CHUNKS_PER_WINDOW: u64 = WINDOW_PAGES / CHUNK_PAGES as u64;
 
-/// Pages of one chunk that may go into the file.
+/// The pages of one chunk that may go into the file.
 pub(super) struct Chunk<'a> {
-    /// Chunks before it.
+    /// Number of chunks before it.
     pub(super) number: u64,
     /// Number of its first page.
     pub(super) start: u64,
-    /// Pages that go into the file before this chunk.
+    /// Number of pages in the file before this chunk.
     pub(super) rank: u64,
     bits: &'a [u8],
 }
 
 impl Chunk<'_> {
-    /// Runs of pages that go into the file and are not known to be zero: who reads those of a file's holes
-    /// fills the holes.
+    /// Runs of pages for the file that are not known to be zero. Holes of a memory file are not read,
+    /// because a read would fill them.
     fn runs(&self, contents: &Contents<'_>) -> Vec<PhysRange> {
         let mut runs: Vec<PhysRange> = Vec::new();
         for page in (0..CHUNK_PAGES).filter(|page| self.goes(*page)) {
@@ -49,26 +49,26 @@ impl Chunk<'_> {
         runs
     }
 
-    /// True when the page goes into the file.
+    /// Returns true if the page goes into the file.
     pub(super) fn goes(&self, page: usize) -> bool {
         self.bits[page / 8] & 1 << (page % 8) != 0
     }
 
-    /// True when none does.
+    /// Returns true if no page goes into the file.
     pub(super) fn is_empty(&self) -> bool {
         self.bits.iter().all(|byte| *byte == 0)
     }
 }
 
-/// The memory of a chunk, read.
+/// The contents of a chunk.
 pub(super) struct Read {
-    /// As many bytes as the chunk has; zeros where nothing was read.
+    /// All bytes of the chunk; zeros for pages that were not read.
     pub(super) bytes: Vec<u8>,
-    /// Pages that are not zero.
+    /// Nonzero pages.
     pub(super) filled: [bool; CHUNK_PAGES],
-    /// Pages that should be in the file and hold only zeros.
+    /// Number of zero pages for the file.
     pub(super) zero: u64,
-    /// Pages that could not be read.
+    /// Number of pages that could not be read.
     pub(super) unreadable: u64,
 }
 
@@ -82,13 +82,13 @@ impl Read {
         }
     }
 
-    /// Nothing.
+    /// Clears the contents.
     fn clear(&mut self) {
         self.filled.fill(false);
         (self.zero, self.unreadable) = (0, 0);
     }
 
-    /// Reads the pages of the chunk that go into the file. `bytes` is right where `filled` says so.
+    /// Reads the pages of the chunk that go into the file. `bytes` is valid for the pages in `filled`.
     fn take(&mut self, contents: &Contents<'_>, chunk: &Chunk<'_>) {
         self.clear();
         let mut page = 0;
@@ -103,7 +103,7 @@ impl Read {
             let phys = (chunk.start + page as u64) * PAGE;
             let end = phys + run as u64 * PAGE;
             let data = contents.memory.next_data(phys, end);
-            // At most the run.
+            // At most the length of the run.
             let skipped = usize::try_from((data - phys) / PAGE).unwrap_or(0);
             self.zero += skipped as u64;
             if skipped > 0 {
@@ -115,7 +115,7 @@ impl Read {
         }
     }
 
-    /// The same from what a helper has read.
+    /// Copies the pages from a share that a helper has read.
     fn take_share(&mut self, share: &Share, chunk: &Chunk<'_>) {
         self.clear();
         let pages = share.memory().chunks_exact(PAGE_BYTES);
@@ -153,26 +153,26 @@ fn is_zero(page: &[u8]) -> bool {
     words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Why the work ended before its end.
+/// Why the work ended early.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// It was stopped.
+    /// The caller stopped it.
     Stopped,
     /// Another thread failed.
     Elsewhere,
-    /// This one failed.
+    /// This thread failed.
     Failed(io::Error),
 }
 
-/// What is done with each chunk; every thread has its own.
+/// The processing of chunks; each thread has its own worker.
 pub(super) trait Worker<S>: Send {
-    /// Where the chunk's memory is read into.
+    /// Returns the buffer for the chunk's memory.
     fn read(&mut self) -> &mut Read;
-    /// Makes the chunk ready, which was read.
+    /// Prepares the chunk that was read.
     fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()>;
-    /// Takes its place in the file: called by one thread at a time.
+    /// Assigns a place in the file to the chunk; only one thread calls this at a time.
     fn place(&mut self, chunk: &Chunk<'_>, shared: &mut S);
-    /// Writes it.
+    /// Writes the chunk.
     fn write(&mut self) -> io::Result<()>;
 }
 
@@ -182,12 +182,12 @@ struct Turn<S> {
     shared: S,
 }
 
-/// Workers that it takes to read with so many threads: one more where there may be helpers.
+/// Returns the number of workers for this many reading threads: one more if there may be helpers.
 pub(super) fn workers(threads: usize, control: &Control) -> usize {
     threads + usize::from(control.shares.is_some())
 }
 
-/// Does all chunks with as many [`workers`], and returns both.
+/// Processes all chunks with as many [`workers`], and returns the workers and the shared state.
 pub(super) fn run<S: Send, W: Worker<S>>(
     map: &PageMap<'_>,
     contents: &Contents<'_>,
@@ -226,7 +226,7 @@ pub(super) fn run<S: Send, W: Worker<S>>(
     for end in ends {
         match (end, &halted) {
             (Ok(worker), _) => workers.push(worker),
-            // The first cause says more than that there was one.
+            // The first cause is more useful than the fact that another thread failed.
             (Err(halt), None | Some(Halt::Elsewhere)) => halted = Some(halt),
             (Err(_), _) => {}
         }
@@ -249,13 +249,13 @@ struct Crew<'a, S> {
     moved: &'a Condvar,
 }
 
-/// The part of the map that a thread looked at last.
+/// The part of the map that a thread used last.
 #[derive(Default)]
 struct Looked(Option<(u64, Block)>);
 
 impl Looked {
     fn chunk<'a>(&'a mut self, map: &PageMap<'_>, number: u64) -> io::Result<Chunk<'a>> {
-        // A chunk of one of the map's windows.
+        // The chunk belongs to one of the map's windows.
         let index = usize::try_from(number / CHUNKS_PER_WINDOW).unwrap_or(usize::MAX);
         let window = map.windows[index];
         if self.0.as_ref().is_none_or(|(number, _)| *number != window) {
@@ -294,7 +294,7 @@ impl<S> Crew<'_, S> {
     }
 
     fn work<W: Worker<S>>(&self, mut worker: W) -> Result<W, Halt> {
-        // When this thread ends before its turn came, the others must not wait for it.
+        // If this thread ends before its turn, the others must not wait for it.
         let mut guard = self.guard();
         let mut looked = Looked::default();
         loop {
@@ -320,7 +320,7 @@ impl<S> Crew<'_, S> {
         }
     }
 
-    /// Offers chunks to helpers, and writes what they deliver.
+    /// Offers chunks to helpers, and writes the chunks that they deliver.
     fn serve_helpers<W: Worker<S>>(&self, mut worker: W) -> Result<W, Halt> {
         let mut guard = self.guard();
         let mut looked = Looked::default();
@@ -340,7 +340,7 @@ impl<S> Crew<'_, S> {
                         continue;
                     }
                     self.shares.keep(number);
-                    // Nothing but zeros, which are not read.
+                    // The chunk has only zeros, which are not read.
                     worker.read().take(self.contents, &chunk);
                 }
             }

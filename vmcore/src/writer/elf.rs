@@ -21,27 +21,27 @@ use crate::dump::layout::{
 use crate::kernel::START_KERNEL_MAP;
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
 
-/// Fewest pages left out in a row that end a segment.
+/// Minimum number of consecutive omitted pages that end a segment.
 const SPLIT_PAGES: u64 = 256;
-/// Most segments: ELF counts them in 16 bits, and readers go through them one by one.
+/// Maximum number of segments: ELF counts them in 16 bits, and readers scan them one by one.
 const SEGMENTS_MAX: usize = 16_000;
 
-/// Memory that stands in the file in one piece.
+/// Memory that is contiguous in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     /// First page.
     start: u64,
-    /// Pages in the file, from the first on.
+    /// Number of pages in the file, from the first on.
     in_file: u64,
-    /// Pages that the machine has from the first on, up to the next segment.
+    /// Number of the machine's pages from the first on, up to the next segment.
     pages: u64,
     offset: u64,
 }
 
 impl Segment {
-    /// What is in the file and where, and what was left out behind it. Headers of their own, and the place
-    /// of what is not there behind all that is: makedumpfile 1.7 takes a header to have as much in the file
-    /// as in memory, and reads other pages, or beyond the file, when that is not so.
+    /// Returns the memory in the file with its offset, and the omitted memory after it. Omitted memory gets separate
+    /// headers, with an offset after all other contents: makedumpfile 1.7 assumes that a segment has the same size in
+    /// the file and in memory, and otherwise reads other pages, or beyond the file.
     fn stretches(&self) -> impl Iterator<Item = (PhysRange, Option<u64>)> {
         let range = |from: u64, upto: u64| PhysRange {
             start: (self.start + from) * PAGE,
@@ -62,7 +62,7 @@ pub(super) fn write(
     partial: &Partial,
 ) -> Result<Written, WriteError> {
     let notes = NoteBytes::of(contents);
-    // A header that says "incomplete" comes first, whatever happens.
+    // First write a header that marks the file as incomplete, in case of a failure.
     let mut head = Head {
         headers: Vec::new(),
         notes,
@@ -126,7 +126,7 @@ impl Head {
     fn bytes(&self, incomplete: bool) -> Vec<u8> {
         let mut ident = [0; 16];
         ident[..ELF_IDENT.len()].copy_from_slice(&ELF_IDENT);
-        // Sizes of structures that are smaller than 64 KiB.
+        // Sizes of structures below 64 KiB.
         let size = |bytes: usize| u16::try_from(bytes).unwrap_or(0).into();
         let header = ElfHeader {
             ident,
@@ -137,7 +137,7 @@ impl Head {
             flags: if incomplete { ELF_INCOMPLETE } else { 0 }.into(),
             ehsize: size(size_of::<ElfHeader>()),
             phentsize: size(size_of::<ProgramHeader>()),
-            // Bounded by SEGMENTS_MAX, three times, and the notes.
+            // At most three times SEGMENTS_MAX, and the notes.
             phnum: size(self.headers.len()),
             ..ElfHeader::new_zeroed()
         };
@@ -149,7 +149,7 @@ impl Head {
     }
 }
 
-/// What stands in the file in one piece: as much as is needed for few enough segments.
+/// Returns the contiguous parts of the file; splits only as far as the limit on segments permits.
 fn segments(contents: &Contents<'_>, map: &PageMap<'_>) -> io::Result<Vec<Segment>> {
     let mut split = SPLIT_PAGES;
     loop {
@@ -160,14 +160,14 @@ fn segments(contents: &Contents<'_>, map: &PageMap<'_>) -> io::Result<Vec<Segmen
     }
 }
 
-/// Segments that end where `split` pages in a row were left out; `None` when they are too many.
+/// Segments that end at `split` consecutive omitted pages; `None` if there are too many.
 fn segments_with(
     contents: &Contents<'_>,
     map: &PageMap<'_>,
     split: u64,
 ) -> io::Result<Option<Vec<Segment>>> {
     let ranges = contents.memory.ranges();
-    // Memory in more pieces than that has a segment for each anyway.
+    // Memory with more ranges than that needs one segment for each anyway.
     let most = SEGMENTS_MAX.max(ranges.len());
     let mut segments = Vec::new();
     let mut loaded: Option<(u64, page_map::Block)> = None;
@@ -218,7 +218,7 @@ fn segments_with(
     Ok(Some(segments))
 }
 
-/// The headers of all segments; gives each its place in the file.
+/// Returns the headers of all segments; assigns an offset in the file to each.
 fn program_headers(
     contents: &Contents<'_>,
     segments: &mut [Segment],
@@ -244,7 +244,7 @@ fn program_headers(
     }
     let load = |phys: PhysRange, virt: u64, offset: u64, in_file: u64| ProgramHeader {
         kind: PT_LOAD.into(),
-        // Read, write, execute: as /proc/vmcore has them.
+        // Read, write, execute, as in /proc/vmcore.
         flags: 7.into(),
         offset: offset.into(),
         vaddr: virt.into(),
@@ -303,7 +303,7 @@ impl<'a> Ready<'a> {
         }
     }
 
-    /// The parts of the file that the chunk fills: pages of the chunk, and their place.
+    /// Returns the parts of the file that the chunk fills: pages of the chunk, and their offset.
     fn parts(&self) -> impl Iterator<Item = (std::ops::Range<usize>, u64)> {
         let (start, end) = (self.start, self.start + CHUNK_PAGES as u64);
         let first = self
@@ -365,7 +365,7 @@ impl Worker<Pieces> for Ready<'_> {
     }
 }
 
-/// Pages in a row that are alike.
+/// A run of pages of the same kind.
 enum Run {
     Filled(std::ops::Range<usize>),
     Zero(std::ops::Range<usize>),

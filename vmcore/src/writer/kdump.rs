@@ -21,7 +21,7 @@ use crate::dump::layout::{
 };
 use crate::memory::{PAGE, PAGE_BYTES};
 
-/// Bytes of one descriptor.
+/// Size of one descriptor, bytes.
 const DESCRIPTOR: u64 = size_of::<PageDescriptor>() as u64;
 
 pub(super) fn write(
@@ -69,7 +69,7 @@ pub(super) fn write(
             .map_err(|halt| halted(halt, partial))?
     };
     control.tell_read();
-    // The order of the file: what is written last comes first, with its note as zeros.
+    // In the order of the file: the part that is written last comes first, with its note as zeros.
     let mut checksum = Running::default();
     checksum.add(&head.bytes(false, filtered.level));
     add_file(&mut checksum, partial, bitmaps, descriptors)?;
@@ -79,7 +79,7 @@ pub(super) fn write(
     let tallies = workers.iter().map(|worker| worker.tally);
     let note = own_note(options, &filtered, tallies, &checksum);
     head.notes.put_own(&note);
-    // With all else in the file: whoever reads it from now on may believe it.
+    // Together with the rest of the file: from here on, readers may trust the file.
     partial.sync()?;
     partial.write(&head.bytes(false, filtered.level), 0)?;
     Ok(Written {
@@ -89,7 +89,7 @@ pub(super) fn write(
     })
 }
 
-/// Adds what stands in the file: the bitmaps, which no order was kept for.
+/// Adds the bitmaps from the file, which were written in no particular order.
 fn add_file(
     checksum: &mut Running,
     partial: &Partial,
@@ -168,7 +168,7 @@ impl Head {
         Self { header, sub, notes }
     }
 
-    /// Blocks that it takes.
+    /// Returns its size in blocks.
     fn blocks(&self) -> u64 {
         1 + u64::from(self.header.sub_header_blocks.get())
     }
@@ -189,7 +189,7 @@ impl Head {
     }
 }
 
-/// The kernel's names: from its memory, or the release from VMCOREINFO alone.
+/// Returns the kernel's names: from its memory, or only the release from VMCOREINFO.
 fn utsname(contents: &Contents<'_>) -> [[u8; 65]; 6] {
     let mut names = [[0; 65]; 6];
     let Some(kernel) = contents.kernel else {
@@ -228,7 +228,7 @@ fn descriptor(offset: u64, bytes: usize, packing: Compression) -> PageDescriptor
     }
 }
 
-/// What the threads share: the place of what comes next, and the checksums so far.
+/// Shared state of the threads: the next place in the file, and the checksums so far.
 struct Shared {
     next: u64,
     data: Running,
@@ -240,13 +240,13 @@ struct Ready<'a> {
     partial: &'a Partial,
     packer: Packer,
     read: Read,
-    /// Packed pages, one behind the other.
+    /// Packed pages, concatenated.
     packed: Vec<u8>,
-    /// For each page that goes into the file; places count from the chunk's beginning until it has one.
+    /// Descriptors of the pages for the file; offsets count from the chunk's beginning until the chunk has its place.
     descriptors: Vec<PageDescriptor>,
-    /// Which of them are of pages of zeros, so have their place.
+    /// Descriptors of zero pages, which have their final offset.
     placed: Vec<bool>,
-    /// Of the packed pages.
+    /// Checksum of the packed pages.
     checksum: Running,
     zero: PageDescriptor,
     descriptors_start: u64,

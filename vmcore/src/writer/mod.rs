@@ -40,9 +40,9 @@ use partial::Partial;
 pub use partial::partial_path;
 use shares::Shares;
 
-/// Most threads that write one dump.
+/// Maximum number of threads that write one dump.
 pub const THREADS_MAX: usize = 16;
-/// The highest level: everything that can be left out.
+/// The maximum level: everything that can be omitted.
 pub const LEVEL_MAX: u32 = 31;
 
 /// The contents to write.
@@ -50,42 +50,42 @@ pub const LEVEL_MAX: u32 = 31;
 pub struct Contents<'a> {
     /// The machine's memory.
     pub memory: &'a dyn PhysicalMemory,
-    /// The kernel in it. Without one nothing can be left out but zeros, and readers find less.
+    /// The kernel in it. Without one, only zero pages can be omitted, and readers find less information.
     pub kernel: Option<&'a Kernel<'a>>,
     /// The registers of the CPUs.
     pub cpus: &'a [PrStatus],
-    /// Kinds of pages that the memory already lacks, when it is a dump: see [`crate::dump::Dump::level`].
+    /// Types of pages that the memory already lacks, if it is a dump: see [`crate::dump::Dump::level`].
     pub level_of_source: u32,
 }
 
 /// The format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// An ELF core; pages of zeros are holes in the file.
+    /// An ELF core; zero pages are holes in the file.
     Elf,
-    /// Kdump-compressed; each page is packed in this way. Snappy cannot be written.
+    /// Kdump-compressed, with this method for each page. Snappy cannot be written.
     Kdump(Compression),
 }
 
-/// How it is written.
+/// Options of the writer.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The format.
     pub output: Output,
     /// The dump level, 0 to 31, as makedumpfile's `-d`.
     pub level: u32,
-    /// Threads, 1 to [`THREADS_MAX`].
+    /// Number of threads, 1 to [`THREADS_MAX`].
     pub threads: usize,
-    /// The time to write into the file, since 1970.
+    /// The time to record in the file, since 1970.
     pub time: Duration,
 }
 
-/// Watches and stops the writing, from any thread.
+/// Monitors and stops the writer, from any thread.
 #[derive(Default)]
 pub struct Control {
-    /// Set to stop: the partial file stays.
+    /// Set to stop; the partial file stays.
     pub stop: AtomicBool,
-    /// Pages that are in the file or were left out.
+    /// Number of pages that are in the file or were omitted.
     pub pages_done: AtomicU64,
     /// Shares for helpers that read part of the memory.
     pub shares: Option<Arc<Shares>>,
@@ -93,8 +93,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// One that calls `told`, on the writing thread, as soon as the memory is not read any more. The file is not
-    /// whole yet then, and the rest can take long: it is synced and read back.
+    /// Returns a control that calls `told`, on the writing thread, as soon as the memory is no longer read. The
+    /// file is not complete then; the sync and the verification that follow can take long.
     pub fn telling_when_read(told: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             memory_read: Some(Box::new(told)),
@@ -121,18 +121,18 @@ impl fmt::Debug for Control {
 /// The result of a write.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Counts, the level that was done, the length and the checksum.
+    /// Counts, the actual level, the length and the checksum.
     pub note: OwnNote,
-    /// Why pages were kept that should have been left out.
+    /// Why pages were kept that should have been omitted.
     pub not_filtered: Option<String>,
-    /// Sections of 128 MiB of which the kernel did not describe the pages: all of them were kept.
+    /// Number of sections of 128 MiB without page descriptions: all of their pages were kept.
     pub sections_kept: u64,
 }
 
-/// Why a dump was not written. The partial file stays where there is one, marked as incomplete.
+/// Why a dump was not written. A partial file stays, marked as incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// There is a file of that name already.
+    /// A file with that name already exists.
     #[error("{path} exists already")]
     Exists {
         /// The file.
@@ -141,7 +141,7 @@ pub enum WriteError {
     /// The requested dump cannot be written.
     #[error("cannot write such a dump: {0}")]
     Options(&'static str),
-    /// The file cannot be made.
+    /// The file cannot be created.
     #[error("cannot make {path}: {source}")]
     Create {
         /// The file.
@@ -149,13 +149,13 @@ pub enum WriteError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// There is no space for it.
+    /// The disk is full.
     #[error("no space left for the dump; {path} has what was written, marked as incomplete")]
     NoRoom {
         /// The partial file.
         path: PathBuf,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("{doing} {path}, which stays, marked as incomplete: {source}")]
     Io {
         /// The attempted action.
@@ -171,23 +171,23 @@ pub enum WriteError {
         /// The partial file.
         path: PathBuf,
     },
-    /// The file does not read back as it was written.
+    /// The contents differ when they are read back.
     #[error("{path} does not read back as it was written: {reason}")]
     NotVerified {
         /// The partial file.
         path: PathBuf,
-        /// How.
+        /// The difference.
         reason: Difference,
     },
 }
 
-/// How a file differs from what was written.
+/// The difference between a file and the written contents.
 #[derive(Debug, thiserror::Error)]
 pub enum Difference {
     /// It is no longer a readable dump.
     #[error(transparent)]
     Unreadable(#[from] DumpError),
-    /// Its checksum is another.
+    /// Its checksum differs.
     #[error("its checksum does not match")]
     Checksum,
 }
@@ -196,7 +196,7 @@ pub enum Difference {
 ///
 /// # Errors
 ///
-/// Any reason why the file is not there, complete and verified.
+/// Why no complete and verified file exists.
 pub fn write(
     contents: Contents<'_>,
     options: Options,
@@ -225,12 +225,12 @@ pub fn write(
     Ok(written)
 }
 
-/// The notes of a dump, beginning at a multiple of four in the file.
+/// The notes of a dump, aligned to four bytes in the file.
 struct NoteBytes {
     bytes: Vec<u8>,
     /// Offset of the contents of kmorph's own note.
     own: usize,
-    /// Where the text of VMCOREINFO stands; empty without one.
+    /// The range of VMCOREINFO's text; empty without one.
     vmcoreinfo: std::ops::Range<usize>,
 }
 
@@ -256,13 +256,13 @@ impl NoteBytes {
         }
     }
 
-    /// The note with what is known at the end.
+    /// Fills in kmorph's note at the end.
     fn put_own(&mut self, own: &OwnNote) {
         self.bytes[self.own..][..size_of::<OwnNote>()].copy_from_slice(own.as_bytes());
     }
 }
 
-/// What the chunks that one thread did had in them.
+/// Counts from one thread's chunks.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     zero: u64,
@@ -276,7 +276,7 @@ impl Tally {
     }
 }
 
-/// The note about a finished file.
+/// Returns the note about a finished file.
 fn own_note(
     options: &Options,
     filtered: &Filtered,
@@ -313,7 +313,7 @@ fn own_note(
     }
 }
 
-/// Why pass 1 did not come to its end.
+/// Returns the error of a failed pass 1.
 fn map_error(error: std::io::Error, partial: &Partial) -> WriteError {
     match error.kind() {
         std::io::ErrorKind::Interrupted => stopped(partial),
@@ -327,10 +327,10 @@ fn stopped(partial: &Partial) -> WriteError {
     }
 }
 
-/// Why pass 2 did not come to its end.
+/// Returns the error of a failed pass 2.
 fn halted(halt: Halt, partial: &Partial) -> WriteError {
     match halt {
-        // Somebody else's failure is told instead, where there is one.
+        // Another thread's error is reported instead, if there is one.
         Halt::Stopped | Halt::Elsewhere => stopped(partial),
         Halt::Failed(error) => partial.error("writing", error),
     }

@@ -1,5 +1,5 @@
 //! Pass 1: determines the pages of the machine, and the pages to write. The result is two bitmaps, one bit per page,
-//! in a file: for a kdump-compressed dump in the dump itself, where they belong.
+//! in a file: for a kdump-compressed dump in the dump itself, at their final place.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use super::{Contents, Control};
 use crate::kernel::pages::{PageCounts, PageKind, Pages};
 use crate::memory::{PAGE, PAGE_BYTES};
 
-/// Pages that one block of a bitmap tells of: 128 MiB, a section of the kernel's.
+/// Number of pages per block of a bitmap: 128 MiB, one section of the kernel.
 pub(super) const WINDOW_PAGES: u64 = PAGE * 8;
 
 /// One block: a bit for each page.
@@ -19,36 +19,36 @@ pub(super) type Block = [u8; PAGE_BYTES];
 /// The bitmaps.
 pub(super) struct PageMap<'a> {
     file: &'a File,
-    /// Offset of the bitmap of the machine's pages; the other one follows.
+    /// Offset of the bitmap of the machine's pages; the second bitmap follows.
     first: u64,
     second: u64,
-    /// Blocks in which the machine has memory, sorted.
+    /// Blocks that contain memory of the machine, sorted.
     pub(super) windows: Vec<u64>,
-    /// For each of them: how many pages go into the file before it. One more, with all.
+    /// For each of these blocks: number of pages in the file before it. One more entry has the total.
     pub(super) before: Vec<u64>,
 }
 
-/// What pass 1 found.
+/// The result of pass 1.
 #[derive(Debug, Default)]
 pub(super) struct Filtered {
-    /// Pages that were left out, by kind.
+    /// Number of omitted pages, by type.
     pub(super) left_out: PageCounts,
-    /// Pages that the machine has.
+    /// Number of the machine's pages.
     pub(super) pages: u64,
-    /// The level that was done.
+    /// The actual level.
     pub(super) level: u32,
     pub(super) not_filtered: Option<String>,
     pub(super) sections_kept: u64,
 }
 
-/// Blocks that one bitmap has.
+/// Returns the number of blocks of one bitmap.
 pub(super) fn blocks(contents: &Contents<'_>) -> u64 {
     let end = contents.memory.ranges().last().map_or(0, |range| range.end);
     (end / PAGE).div_ceil(WINDOW_PAGES)
 }
 
 impl<'a> PageMap<'a> {
-    /// Decides for every page, with several threads, and writes the bitmaps to `file`.
+    /// Selects the pages for the file, with several threads, and writes the bitmaps to `file`.
     pub(super) fn make(
         file: &'a File,
         at: u64,
@@ -103,12 +103,12 @@ impl<'a> PageMap<'a> {
         Ok((map, filtered))
     }
 
-    /// Pages that go into the file.
+    /// Returns the number of pages in the file.
     pub(super) fn pages_in_file(&self) -> u64 {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// Which pages of a window go into the file.
+    /// Returns the pages of a window that go into the file.
     pub(super) fn block(&self, window: u64) -> io::Result<Block> {
         let mut block = [0; PAGE_BYTES];
         self.file
@@ -181,7 +181,7 @@ struct Part {
     sums: Vec<(usize, u64)>,
 }
 
-/// How pages are told apart, when something is to be left out; else why they cannot be.
+/// Returns the source of page types, if something is to be omitted; otherwise why there is none.
 fn pages<'k>(contents: &Contents<'k>, level: u32) -> Result<Option<Pages<'k, 'k>>, String> {
     if level & !1 == 0 {
         return Ok(None);
@@ -196,7 +196,7 @@ fn pages<'k>(contents: &Contents<'k>, level: u32) -> Result<Option<Pages<'k, 'k>
     }
 }
 
-/// Blocks in which the machine has memory.
+/// Returns the blocks that contain memory of the machine.
 fn windows(contents: &Contents<'_>) -> Vec<u64> {
     let mut windows: Vec<u64> = Vec::new();
     for range in contents.memory.ranges() {
@@ -208,7 +208,7 @@ fn windows(contents: &Contents<'_>) -> Vec<u64> {
     windows
 }
 
-/// Where the machine has memory in the window that begins with page `start`.
+/// Returns the machine's memory in the window that begins with page `start`.
 pub(super) fn stretches(contents: &Contents<'_>, start: u64) -> Vec<(u64, u64)> {
     let end = start + WINDOW_PAGES;
     let ranges = contents.memory.ranges();
@@ -227,7 +227,7 @@ fn set(block: &mut Block, bit: u64) {
     block[bit / 8] |= 1 << (bit % 8);
 }
 
-/// What a thread returned; a panic in it goes on here.
+/// Returns the result of a thread; propagates its panic.
 pub(super) fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread
         .join()

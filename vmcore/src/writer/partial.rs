@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::WriteError;
 
-/// Who may read a dump: it holds all that the machine knew.
+/// Mode of a dump: only the owner may read it, because it contains all of the machine's data.
 const MODE: u32 = 0o600;
 
-/// The name of the file `path` until it is complete.
+/// Returns the name of the file `path` until it is complete.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -23,7 +23,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Makes the partial file of `path`. One that a former attempt left gives way.
+    /// Creates the partial file of `path`. Replaces one that an earlier attempt left.
     pub(super) fn create(path: &Path) -> Result<Self, WriteError> {
         if path.symlink_metadata().is_ok() {
             return Err(WriteError::Exists {
@@ -55,7 +55,7 @@ impl Partial {
         &self.file
     }
 
-    /// A file without a name in the same directory.
+    /// Returns an unnamed file in the same directory.
     pub(super) fn scratch(&self) -> Result<File, WriteError> {
         let directory = self.path.parent().filter(|p| !p.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
@@ -86,7 +86,7 @@ impl Partial {
             .map_err(|source| self.error("syncing", source))
     }
 
-    /// Gives the file its name.
+    /// Renames the file to its final name.
     pub(super) fn finish(&self, path: &Path) -> Result<(), WriteError> {
         let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
         std::fs::rename(&self.path, path)

@@ -24,11 +24,11 @@ use std::time::Duration;
 use super::chunks::CHUNK_PAGES;
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
 
-/// Chunks that are ready for helpers to take.
+/// Maximum number of chunks that are ready for helpers.
 pub(super) const OFFERED_MAX: usize = 4;
-/// Helpers that may fail to read a chunk before nobody else is asked.
+/// Maximum number of helpers that may fail to read a chunk before the writer gives it up.
 const TRIES_MAX: u32 = 2;
-/// How often a thread that waits looks whether it was stopped.
+/// Interval at which a waiting thread checks for a stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The state shared by the writer and its helpers.
@@ -42,23 +42,24 @@ pub struct Shares {
 struct State {
     /// No more chunks are assigned.
     over: bool,
-    /// The helpers that may still take chunks, and the memory that each can access, once known.
+    /// The helpers that may still take chunks, with their accessible memory, once known.
     helpers: BTreeMap<u64, Option<Vec<PhysRange>>>,
     next_helper: u64,
-    /// None of them reaches what is next, until another says what it reaches.
+    /// No helper can access the next chunk, until another one declares its memory.
     out_of_reach: bool,
-    /// Counts what the writer's own threads took.
+    /// Number of chunks taken by the writer's own threads.
     ticket: u64,
     /// Unassigned chunks.
     free: Range<u64>,
     /// Chunks that a thread of the writer has taken and not yet read or prepared: they may still be reassigned.
     in_hand: BTreeSet<u64>,
     offered: VecDeque<Share>,
-    /// Chunks that helpers have, and which helper.
+    /// Chunks lent to helpers, with the helper.
     lent: BTreeMap<u64, u64>,
-    /// Chunks that helpers had and did not read.
+    /// Chunks that helpers returned unread.
     returned: Vec<u64>,
-    /// Memory that the writer's own threads could not read, unless helpers did: how many could not either.
+    /// Memory that the writer's own threads could not read and helpers have not read yet, with the number of helpers
+    /// that could not either.
     beyond: BTreeMap<u64, u32>,
     delivered: VecDeque<Share>,
 }
@@ -73,26 +74,26 @@ pub struct Share {
     memory: Vec<u8>,
 }
 
-/// A chunk that one of the writer's own threads is to read.
+/// A chunk for one of the writer's own threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) chunk: u64,
-    /// How many were taken by such threads before.
+    /// Number of chunks that such threads took before.
     pub(super) ticket: u64,
-    /// No one else can read it.
+    /// No helper can read it.
     pub(super) last: bool,
 }
 
-/// What there is to do for the thread that serves the helpers.
+/// The next task of the thread that serves the helpers.
 pub(super) enum Task {
-    /// A helper has read this.
+    /// Write this share, which a helper has read.
     Write(Share),
-    /// Somebody could read this.
+    /// Offer this chunk to helpers.
     Offer(u64),
 }
 
 impl Share {
-    /// A chunk that begins with page `start`.
+    /// Creates a chunk that begins with page `start`.
     pub(super) fn new(chunk: u64, start: u64, ranges: Vec<PhysRange>) -> Self {
         Self {
             chunk,
@@ -102,17 +103,17 @@ impl Share {
         }
     }
 
-    /// The ranges to read: sorted, disjoint, in whole pages.
+    /// Returns the ranges to read: sorted, disjoint, in whole pages.
     pub fn ranges(&self) -> &[PhysRange] {
         &self.ranges
     }
 
-    /// Bytes that are to be read.
+    /// Returns the number of bytes to read.
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(PhysRange::len).sum()
     }
 
-    /// The buffer for the memory at `range`; `None` if that is not within one of [`Share::ranges`].
+    /// Returns the buffer for the memory at `range`; `None` if that is not within one of [`Share::ranges`].
     pub fn memory_at(&mut self, range: PhysRange) -> Option<&mut [u8]> {
         let within = |whole: &PhysRange| whole.start <= range.start && range.end <= whole.end;
         if range.end < range.start || !self.ranges.iter().any(within) {
@@ -131,7 +132,7 @@ impl Share {
         self.ranges.iter().all(within)
     }
 
-    /// As many bytes as the chunk has; zeros where nothing was to be read.
+    /// Returns all bytes of the chunk; zeros outside the ranges to read.
     pub(super) fn memory(&self) -> &[u8] {
         &self.memory
     }
@@ -142,7 +143,7 @@ impl Shares {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody who may help until it is dropped, once it has said what it reaches.
+    /// Registers a helper, which takes part until it is dropped, once it has declared its memory.
     pub fn helper(self: &Arc<Self>) -> Helper {
         let mut state = self.lock();
         state.next_helper += 1;
@@ -166,8 +167,8 @@ impl Shares {
         self.changed.notify_all();
     }
 
-    /// What a thread of the writer's is to read next; `None` when nothing is left, `Err` when it was
-    /// stopped, or another failed.
+    /// Returns the next chunk for one of the writer's threads; `None` if nothing is left, `Err` if
+    /// the writer was stopped or another thread failed.
     pub(super) fn take(&self, stop: &AtomicBool) -> Result<Option<Taken>, ()> {
         let mut state = self.lock();
         loop {
@@ -178,7 +179,7 @@ impl Shares {
                 let ticket = state.ticket;
                 state.ticket += 1;
                 state.in_hand.insert(chunk);
-                // There may be room to offer another.
+                // Another chunk can be offered now.
                 self.changed.notify_all();
                 return Ok(Some(Taken {
                     chunk,
@@ -194,7 +195,7 @@ impl Shares {
         }
     }
 
-    /// A chunk that was taken cannot be read here; whether somebody else may be able to.
+    /// Gives up a taken chunk that cannot be read here. Returns whether a helper may be able to read it.
     pub(super) fn leave(&self, taken: Taken) -> bool {
         let mut state = self.lock();
         if taken.last || state.helpers.is_empty() {
@@ -206,13 +207,13 @@ impl Shares {
         true
     }
 
-    /// A chunk that was taken goes into the file as it was read.
+    /// Marks a taken chunk as read: it goes into the file.
     pub(super) fn keep(&self, chunk: u64) {
         self.lock().in_hand.remove(&chunk);
         self.changed.notify_all();
     }
 
-    /// What is to be done for helpers; `None` when nothing will be.
+    /// Returns the next task for helpers; `None` if there will be no more.
     pub(super) fn task(&self, stop: &AtomicBool) -> Option<Task> {
         let mut state = self.lock();
         loop {
@@ -244,7 +245,7 @@ impl Shares {
 }
 
 impl State {
-    /// Whether everything has an owner that will write it, or was written.
+    /// Returns whether all chunks have been written, or have an owner that will write them.
     fn used_up(&self) -> bool {
         self.free.is_empty()
             && self.in_hand.is_empty()
@@ -255,7 +256,7 @@ impl State {
             && self.delivered.is_empty()
     }
 
-    /// For a thread of the writer's, and whether nobody else can read it.
+    /// Returns the next chunk for a writer's thread, and whether no helper can read it.
     fn next_chunk(&mut self) -> Option<(u64, bool)> {
         if let Some(chunk) = self.free.next().or_else(|| self.returned.pop()) {
             return Some((chunk, false));
@@ -273,7 +274,7 @@ impl State {
             true => !self.helpers.values().any(Option::is_none),
             false => self.helpers.is_empty(),
         };
-        // Not one that is about to be offered.
+        // Skip a chunk that is about to be offered.
         let in_hand = &self.in_hand;
         let hopeless = |(chunk, tries): (&u64, &u32)| {
             ((nobody || *tries >= TRIES_MAX) && !in_hand.contains(chunk)).then_some(*chunk)
@@ -308,14 +309,14 @@ impl State {
             self.offered.push_back(share);
             return;
         }
-        // Helpers are offered chunks from the end, where they reach the most: what is before is out of reach too.
+        // Helpers are offered chunks from the end, where they can access the most: earlier chunks are out of reach too.
         self.out_of_reach = true;
         if !self.beyond.contains_key(&share.chunk) {
             self.returned.push(share.chunk);
         }
     }
 
-    /// Takes back what was offered and no helper that is left reaches.
+    /// Takes back offered chunks that no remaining helper can access.
     fn withdraw(&mut self) {
         for share in std::mem::take(&mut self.offered) {
             self.offer(share);
@@ -334,7 +335,7 @@ impl State {
     }
 }
 
-/// Somebody who helps. Dropped, it has given back what it did not deliver.
+/// A helper. When it is dropped, it gives back all chunks that it did not deliver.
 #[derive(Debug)]
 pub struct Helper {
     number: u64,
@@ -342,7 +343,7 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Declares the memory that this helper can access: it may be given chunks within one of the ranges.
+    /// Declares the memory that this helper can access: the helper may receive chunks within one of the ranges.
     pub fn reaches(&self, ranges: Vec<PhysRange>) {
         let mut state = self.shares.lock();
         state.helpers.insert(self.number, Some(ranges));
@@ -350,7 +351,8 @@ impl Helper {
         self.shares.changed.notify_all();
     }
 
-    /// The next chunk to read. Waits for one, even before the memory to read is known; `None` if there are no more.
+    /// Returns the next chunk to read. Waits for one, even before the memory to read is known; `None` if there are no
+    /// more.
     pub fn take(&self) -> Option<Share> {
         let mut state = self.shares.lock();
         loop {
@@ -365,12 +367,12 @@ impl Helper {
         }
     }
 
-    /// True once there is nothing more to read.
+    /// Returns true once there is nothing more to read.
     pub fn is_over(&self) -> bool {
         self.shares.lock().over
     }
 
-    /// The next chunk, if there is one now.
+    /// Returns the next chunk, if one is available now.
     pub fn take_now(&self) -> Option<Share> {
         let mut state = self.shares.lock();
         (!state.over)
@@ -388,7 +390,7 @@ impl Helper {
         Some(share)
     }
 
-    /// Gives what was read to the writer; false when it does not need it any more.
+    /// Delivers a chunk to the writer; returns false if the writer no longer needs it.
     pub fn deliver(&self, share: Share) -> bool {
         let mut state = self.shares.lock();
         let wanted = !state.over && state.lent.get(&share.chunk) == Some(&self.number);
@@ -401,7 +403,7 @@ impl Helper {
         wanted
     }
 
-    /// Could not read it.
+    /// Gives back a chunk that the helper could not read.
     pub fn give_back(&self, share: &Share) {
         self.shares.lock().give_back(share.chunk, self.number);
         self.shares.changed.notify_all();
@@ -434,7 +436,8 @@ mod tests {
         end: PAGE,
     };
 
-    /// The only chunk is in the hands of a thread that then cannot read it. Whoever offers chunks must still be there.
+    /// A thread of the writer has the only chunk and then cannot read it. The thread that offers chunks must still be
+    /// running.
     #[test]
     fn a_chunk_that_is_being_read_may_still_be_offered() {
         let (shares, stop) = (Arc::<Shares>::default(), AtomicBool::new(false));
@@ -445,7 +448,7 @@ mod tests {
         assert!(!shares.lock().used_up());
         assert!(shares.leave(taken));
         assert!(matches!(shares.task(&stop), Some(Task::Offer(0))));
-        // Nobody else decides about it while it is made ready.
+        // No other thread decides about the chunk while it is prepared.
         assert_eq!(shares.lock().next_chunk(), None);
         shares.offer(Share::new(0, 0, vec![RANGE]));
         assert!(helper.deliver(helper.take_now().unwrap()));

@@ -17,7 +17,7 @@ const GRANULE: u64 = 16;
 const HEADER: u64 = 16;
 const MIN_BLOCK: u64 = 32;
 const FREE: u64 = 1;
-/// Sizes below this are one class per granule.
+/// Below this size, each multiple of the granule is a class of its own.
 const LINEAR_LIMIT: u64 = GRANULE * SECOND_LEVELS;
 
 /// A size class.
@@ -28,7 +28,7 @@ struct Class {
 }
 
 impl Class {
-    /// The class whose blocks include `size`.
+    /// Returns the class of blocks with `size` bytes.
     fn of(size: u64) -> Self {
         if size < LINEAR_LIMIT {
             return Self {
@@ -43,7 +43,7 @@ impl Class {
         }
     }
 
-    /// The lowest class of which every block holds `size`.
+    /// Returns the lowest class whose blocks all have at least `size` bytes.
     fn fitting(size: u64) -> Self {
         if size < LINEAR_LIMIT {
             return Self::of(size);
@@ -62,7 +62,7 @@ impl Class {
 }
 
 impl Mapping {
-    /// Makes the heap one free block.
+    /// Formats the heap as one free block.
     pub(crate) fn format_heap(&mut self) -> Result<()> {
         let start = heap_start(self.len());
         let heads = word::FREE_HEADS - word::FIRST_BITMAP + FIRST_LEVELS * SECOND_LEVELS * 8;
@@ -76,7 +76,7 @@ impl Mapping {
         self.insert_free(start, size)
     }
 
-    /// Allocates at least `bytes` and returns the offset of the payload, which is aligned to 16.
+    /// Allocates at least `bytes`. Returns the offset of the payload, which is aligned to 16.
     pub(crate) fn allocate(&mut self, bytes: u64) -> Result<u64> {
         let need = bytes
             .checked_add(HEADER)
@@ -97,7 +97,7 @@ impl Mapping {
         self.put(block, taken)?;
         let used = self.get(word::USED_BYTES)?;
         self.put(word::USED_BYTES, used.wrapping_add(taken))?;
-        // The header and links of the free block after it have been written too.
+        // The header and links of the free block after it were written too.
         let touched = (block + taken + MIN_BLOCK).min(self.len());
         if self.get(word::TOUCHED_END)? < touched {
             self.put(word::TOUCHED_END, touched)?;
@@ -105,13 +105,13 @@ impl Mapping {
         Ok(block + HEADER)
     }
 
-    /// Payload bytes of the allocated block at `payload`.
+    /// Returns the payload size of the allocated block at `payload`, bytes.
     pub(crate) fn usable(&self, payload: u64) -> Result<u64> {
         let (_, size) = self.allocated(payload)?;
         Ok(size - HEADER)
     }
 
-    /// Gives a block back.
+    /// Frees a block.
     pub(crate) fn release(&mut self, payload: u64) -> Result<()> {
         let (mut block, mut size) = self.allocated(payload)?;
         let used = self.get(word::USED_BYTES)?;
@@ -144,7 +144,7 @@ impl Mapping {
         self.set_previous_of(block + size, block)
     }
 
-    /// The block of `payload` and its size, if it is allocated.
+    /// Returns the block of `payload` and its size, if it is allocated.
     fn allocated(&self, payload: u64) -> Result<(u64, u64)> {
         let block = payload
             .checked_sub(HEADER)

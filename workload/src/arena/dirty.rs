@@ -7,7 +7,7 @@ const PAGE_BYTES: u64 = 4096;
 pub(super) struct DirtyPages {
     words: Vec<u64>,
     count: u64,
-    /// Where the search for the next run begins.
+    /// Start of the search for the next run.
     cursor: usize,
 }
 
@@ -38,8 +38,8 @@ impl DirtyPages {
         self.count * PAGE_BYTES
     }
 
-    /// Takes a run of adjacent dirty pages of at most `max_bytes`, and at least one page: its
-    /// offset and length in bytes.
+    /// Takes a run of adjacent dirty pages of at most `max_bytes`, but at least one page. Returns
+    /// its offset and length in bytes.
     pub(super) fn take(&mut self, max_bytes: u64) -> Option<(u64, u64)> {
         if self.count == 0 {
             return None;

@@ -21,7 +21,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"KMORPHA1");
 /// Layout version.
 pub const VERSION: u64 = 1;
 
-/// Offsets of the header's words.
+/// Offsets of the header words.
 #[allow(missing_docs)]
 pub mod word {
     pub const MAGIC: u64 = 0x00;
@@ -45,29 +45,29 @@ pub mod word {
     pub const FREE_HEADS: u64 = 0x400;
 }
 
-/// Size classes by power of two.
+/// Number of size classes by power of two.
 pub const FIRST_LEVELS: u64 = 40;
-/// Classes within a power of two.
+/// Number of classes within a power of two.
 pub const SECOND_LEVELS: u64 = 16;
 /// Offset of the directory.
 pub const DIRECTORY: u64 = 0x2000;
-/// Buckets in one segment of the table.
+/// Number of buckets in one segment of the table.
 pub const SEGMENT_BUCKETS: u64 = 4096;
-/// log2 of [`SEGMENT_BUCKETS`]: the level an empty table starts at.
+/// log2 of [`SEGMENT_BUCKETS`]: the initial level of a table.
 pub const FIRST_TABLE_LEVEL: u64 = 12;
 
 const _: () = assert!(word::SECOND_BITMAPS + FIRST_LEVELS * 8 <= word::FREE_HEADS);
 const _: () = assert!(word::FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS * 8 <= DIRECTORY);
 const _: () = assert!(1 << FIRST_TABLE_LEVEL == SEGMENT_BUCKETS);
 
-/// Directory slots for an arena of `capacity` bytes: one bucket for each 64 bytes, so that the
-/// table can grow for as long as there is room for keys.
+/// Returns the number of directory slots for an arena of `capacity` bytes: one bucket for each 64
+/// bytes, so that the table can grow as long as there is space for keys.
 #[must_use]
 pub const fn directory_slots(capacity: u64) -> u64 {
     capacity / (64 * SEGMENT_BUCKETS) + 1
 }
 
-/// Offset of the heap in an arena of `capacity` bytes.
+/// Returns the offset of the heap in an arena of `capacity` bytes.
 #[must_use]
 pub const fn heap_start(capacity: u64) -> u64 {
     (DIRECTORY + directory_slots(capacity) * 8).next_multiple_of(64)

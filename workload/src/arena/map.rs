@@ -17,10 +17,10 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use super::dirty::DirtyPages;
 use super::{ArenaError, MAX_CAPACITY, MIN_CAPACITY, Result, index};
 
-/// Bytes made present per system call, so that other faults of the process get their turn.
+/// Bytes populated per system call, so that other page faults of the process can proceed in between.
 const PREFAULT_STEP_BYTES: u64 = 4 << 20;
 
-/// A shared mapping of a whole memfd.
+/// A shared mapping of an entire memfd.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
@@ -38,17 +38,17 @@ fn system(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> ArenaError {
 }
 
 impl Mapping {
-    /// Makes a new, empty memfd of `len` bytes. It takes memory only as it is written.
+    /// Creates an empty memfd of `len` bytes. Its memory is allocated only when it is written.
     ///
     /// # Errors
-    /// [`ArenaError::Incompatible`] for a size out of range; else the system's.
+    /// [`ArenaError::Incompatible`] for a size out of range; else the system's error.
     pub fn create(len: u64) -> Result<Self> {
         check_len(len)?;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"kmorph-arena", flags).map_err(system("creating the arena"))?;
         let size = i64::try_from(len).unwrap_or(i64::MAX);
         nix::unistd::ftruncate(&fd, size).map_err(system("sizing the arena"))?;
-        // Nobody can shrink it under a process that maps it.
+        // No process can shrink the memfd under another process that maps it.
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(system("sealing the arena"))?;
         Self::map(fd, len)
@@ -57,7 +57,7 @@ impl Mapping {
     /// Maps the memfd of another process.
     ///
     /// # Errors
-    /// [`ArenaError::Incompatible`] when it is not a sealed memfd of `len` bytes.
+    /// [`ArenaError::Incompatible`] if it is not a sealed memfd of `len` bytes.
     pub fn open(fd: OwnedFd, len: u64) -> Result<Self> {
         check_len(len)?;
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
@@ -92,29 +92,29 @@ impl Mapping {
         })
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Never true: an arena has at least [`MIN_CAPACITY`] bytes.
+    /// Always returns false: an arena has at least [`MIN_CAPACITY`] bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The memfd, to be passed on.
+    /// Returns the memfd, to pass to another process.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Makes the pages of `start..end` present and writable in this process, so that no fault
-    /// delays its first answers.
+    /// Populates the pages of `start..end` in this process, writable, so that no page fault delays
+    /// its first answers.
     ///
     /// # Errors
-    /// The system's; kernels before 5.14 refuse with `EINVAL`, which is no error here.
+    /// The system's error, except `EINVAL` from kernels before 5.14.
     pub fn prefault(&self, start: u64, end: u64) -> Result<()> {
         let end = end.min(self.len);
         let mut at = start & !(PREFAULT_STEP_BYTES - 1);
@@ -136,7 +136,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// The word at `offset`, as an atomic.
+    /// Returns the word at `offset`, as an atomic.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] when the offset is unaligned or out of bounds.
@@ -170,14 +170,14 @@ impl Mapping {
         Ok(())
     }
 
-    /// Lends out bytes. The caller is the owner, or the arena is frozen.
+    /// Returns bytes. The caller is the owner, or the arena is frozen.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] when the range is out of bounds.
     pub fn bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
         self.check_range(offset, len)?;
-        // SAFETY: in bounds, as just checked. Nobody writes meanwhile: this process has no writer
-        // while `self` is borrowed, others may not write what they do not own.
+        // SAFETY: in bounds, as just checked. There are no concurrent writes: this process has no writer while `self`
+        // is borrowed, and other processes must not write an arena that they do not own.
         Ok(
             unsafe {
                 std::slice::from_raw_parts(self.base.as_ptr().add(index(offset)), index(len))
@@ -192,8 +192,8 @@ impl Mapping {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
         self.check_range(offset, len)?;
-        // SAFETY: in bounds, as just checked; `bytes` cannot overlap the mapping, of which only
-        // shared borrows of `self` are given out and `self` is borrowed mutably.
+        // SAFETY: in bounds, as just checked; `bytes` cannot overlap the mapping: slices of the
+        // mapping only exist as shared borrows of `self`, and `self` is borrowed mutably.
         unsafe {
             let to = self.base.as_ptr().add(index(offset));
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
@@ -241,7 +241,7 @@ impl Mapping {
         }
     }
 
-    /// Notes that `len` bytes from `offset` on have changed.
+    /// Records that `len` bytes from `offset` on have changed.
     pub(super) fn note_write(&mut self, offset: u64, len: u64) {
         self.written_bytes = self.written_bytes.wrapping_add(len);
         if let Some(dirty) = &mut self.dirty {
@@ -249,7 +249,7 @@ impl Mapping {
         }
     }
 
-    /// Bytes written through this mapping since it was made.
+    /// Returns the number of bytes written through this mapping so far.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -267,13 +267,13 @@ impl Mapping {
         self.dirty = None;
     }
 
-    /// Bytes written and not yet taken; 0 when not tracked.
+    /// Returns the number of bytes written and not yet taken; 0 without tracking.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty.as_ref().map_or(0, DirtyPages::bytes)
     }
 
-    /// Takes the next run of written pages, at most `max_bytes` of it: its offset and bytes.
+    /// Takes the next run of written pages, at most `max_bytes`. Returns its offset and bytes.
     ///
     /// # Errors
     /// As [`Mapping::bytes`].
@@ -300,14 +300,13 @@ fn check_len(len: u64) -> Result<()> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping that `map` made, whole, and no borrow of it outlives `self`.
-        // An error leaves it mapped, which harms nobody.
+        // SAFETY: this is the complete mapping that `map` created, and no borrow of it outlives
+        // `self`. If the call fails, the memory stays mapped, which is harmless.
         let _ = unsafe { munmap(self.base.cast(), index(self.len)) };
     }
 }
 
-// SAFETY: the mapping is owned by this value alone within the process; its address may be used
-// from any thread.
+// SAFETY: only this value owns the mapping within the process; any thread may use its address.
 unsafe impl Send for Mapping {}
 
 impl From<ArenaError> for io::Error {
@@ -324,7 +323,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What is asked of a mapping: where, and how much.
+    /// An operation on a mapping, with its offset and length.
     #[derive(Clone, Debug)]
     enum Step {
         Word(u64),
@@ -335,7 +334,7 @@ mod tests {
         Zero(u64, u64),
     }
 
-    /// Offsets within, at the ends of pages, at the end of the memory, behind it, and where sums overflow.
+    /// Offsets inside the memory, at page boundaries, at its end, beyond it, and where sums overflow.
     fn offset() -> impl Strategy<Value = u64> {
         prop_oneof![
             0..MIN_CAPACITY,
@@ -363,13 +362,14 @@ mod tests {
         ]
     }
 
-    /// The range as indices of the model, when all of it is within.
+    /// Returns the range as indices of the model, if it is within bounds.
     fn within(at: u64, len: u64) -> Option<std::ops::Range<usize>> {
         let end = at.checked_add(len).filter(|end| *end <= MIN_CAPACITY)?;
         Some(index(at)..index(end))
     }
 
-    /// Takes a step with the mapping, and with the model when it is possible there. Both must agree on whether it is.
+    /// Performs a step on the mapping and, if it is possible there, on the model. Both must agree on whether it is
+    /// possible.
     fn take(step: Step, mapping: &mut Mapping, model: &mut [u8]) -> std::result::Result<(), Step> {
         let told = step.clone();
         let (done, possible) = match step {
@@ -429,7 +429,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// A vector is the model: what leads outside is refused and changes nothing, all else does the same to both.
+        /// The model is a vector: a step out of bounds is refused and changes nothing, and any other step has the same
+        /// effect on both.
         #[test]
         fn a_mapping_is_as_a_vector_that_refuses_what_leads_outside(
             steps in prop::collection::vec(step(), 1..60),

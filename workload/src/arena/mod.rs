@@ -1,11 +1,10 @@
 //! Position-independent memory in a memfd, which two processes can map.
 //!
-//! All references inside are offsets from the start, so a successor serves directly from its predecessor's memory, at
-//! whatever address it maps it. The layout is in [`layout`]; it is versioned, and a process refuses an unknown
-//! version.
+//! All references inside are offsets from the start, so a successor serves directly from its predecessor's memory,
+//! mapped at any address. The layout is in [`layout`]; it is versioned, and a process refuses an unknown version.
 //!
-//! One word in the header decides who may write, see `ownership`. Every word that is read is untrusted: an invalid
-//! offset results in [`ArenaError::Corrupt`], never in a memory fault.
+//! One word in the header determines which process may write, see `ownership`. Every word that is read is untrusted:
+//! an invalid offset results in [`ArenaError::Corrupt`], never in a memory fault.
 
 mod alloc;
 mod dirty;
@@ -18,15 +17,15 @@ use std::io;
 pub use map::Mapping;
 pub use ownership::{Ownership, OwnershipPhase};
 
-/// Smallest arena, in bytes.
+/// Minimum size of an arena, in bytes.
 pub const MIN_CAPACITY: u64 = 1 << 20;
-/// Largest arena, in bytes.
+/// Maximum size of an arena, in bytes.
 pub const MAX_CAPACITY: u64 = 1 << 44;
 
-/// Why an arena could not do something.
+/// Why an operation on an arena failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
-    /// No block is left that is large enough.
+    /// No free block is large enough.
     #[error("the arena is full")]
     Full,
     /// Another process owns the arena, or it is frozen.
@@ -43,12 +42,12 @@ pub enum ArenaError {
     /// An unknown version wrote the memory, or it is not an arena.
     #[error("not an arena this program can read: {0}")]
     Incompatible(String),
-    /// The system refused.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
         /// The attempted action.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -56,7 +55,7 @@ pub enum ArenaError {
 /// Result of an arena operation.
 pub type Result<T> = std::result::Result<T, ArenaError>;
 
-/// An index into memory. Every offset fits: the crate builds for 64-bit targets only.
+/// Returns an index into memory. Every offset fits: the crate builds for 64-bit targets only.
 #[allow(clippy::cast_possible_truncation)]
 pub(crate) const fn index(offset: u64) -> usize {
     offset as usize

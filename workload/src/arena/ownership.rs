@@ -18,7 +18,7 @@ use super::{ArenaError, Mapping, Result};
 /// The contents of the ownership word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
-    /// Counts the owners the arena has had.
+    /// Number of owners of the arena so far.
     pub epoch: u64,
     /// The phase of the owner.
     pub phase: OwnershipPhase,
@@ -29,9 +29,9 @@ pub struct Ownership {
 pub enum OwnershipPhase {
     /// Not set up yet.
     Empty,
-    /// Writes.
+    /// The owner may write.
     Serving,
-    /// Holds still; the next owner may claim it.
+    /// The owner does not write; the next owner may claim the arena.
     Frozen,
 }
 
@@ -65,15 +65,15 @@ impl Ownership {
 }
 
 impl Mapping {
-    /// The current ownership.
+    /// Returns the current ownership.
     ///
     /// # Errors
-    /// [`ArenaError::Corrupt`] when it says nothing known.
+    /// [`ArenaError::Corrupt`] if the word is invalid.
     pub fn ownership(&self) -> Result<Ownership> {
         Ownership::from_word(self.word(word::OWNERSHIP)?.load(Ordering::Acquire))
     }
 
-    /// Whether the owner of `epoch` may write.
+    /// Returns whether the owner of `epoch` may write.
     pub(crate) fn is_serving(&self, epoch: u64) -> bool {
         let phase = OwnershipPhase::Serving;
         let mine = Ownership { epoch, phase }.to_word();
@@ -81,10 +81,10 @@ impl Mapping {
             .is_ok_and(|word| word.load(Ordering::Relaxed) == mine)
     }
 
-    /// Takes the arena from one state to another, if it is in the first.
+    /// Changes the ownership from `from` to `to`, if it is `from`.
     ///
     /// # Errors
-    /// [`ArenaError::NotOwner`] with what it says instead.
+    /// [`ArenaError::NotOwner`] with the actual ownership.
     pub(crate) fn change_owner(&mut self, from: Ownership, to: Ownership) -> Result<()> {
         let result = self.word(word::OWNERSHIP)?.compare_exchange(
             from.to_word(),

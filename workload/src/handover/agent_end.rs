@@ -10,21 +10,21 @@ use tokio::io::unix::AsyncFd;
 use super::message::{FailureCode, PROTOCOL_VERSION, Reply, Request, Role};
 use super::{HandoverError, Incoming, PacketSocket};
 
-/// Why a request to a workload has no good reply.
+/// Why a request to a workload failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentEndError {
-    /// The socket failed; the workload is gone or speaks something else.
+    /// The socket failed: the workload is gone or does not speak this protocol.
     #[error(transparent)]
     Handover(#[from] HandoverError),
-    /// The workload said no.
+    /// The workload refused.
     #[error("the workload refused ({code:?}): {text}")]
     Refused {
         /// The cause.
         code: FailureCode,
-        /// Its words.
+        /// The workload's message.
         text: String,
     },
-    /// The workload said nothing in time.
+    /// The workload did not answer in time.
     #[error("the workload did not answer {request} within {after:?}")]
     Timeout {
         /// The request.
@@ -32,12 +32,12 @@ pub enum AgentEndError {
         /// The deadline.
         after: Duration,
     },
-    /// The workload is of another protocol version, or its first message was not `Register`.
+    /// The workload has another protocol version, or its first message was not `Register`.
     #[error("the workload did not register: it sent {0}")]
     NotRegistered(String),
 }
 
-/// The agent's end: requests out, replies in.
+/// The agent's end: sends requests and receives replies.
 #[derive(Debug)]
 pub struct AgentEnd {
     socket: AsyncFd<PacketSocket>,
@@ -48,19 +48,19 @@ impl AgentEnd {
     /// Takes the descriptor that [`super::attach`] returned. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let socket = PacketSocket::new(fd)?;
         // SAFETY: the socket owns its descriptor, never replaces it, and closes it only when it is
-        // dropped, which `AsyncFd` does after taking it off the reactor.
+        // dropped, which `AsyncFd` does after it has deregistered the descriptor.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
         Ok(Self { socket, next_id: 1 })
     }
 
-    /// Waits for the workload to register and answers it. Returns its `Register`.
+    /// Waits for the workload to register, and answers it. Returns its `Register`.
     ///
     /// # Errors
-    /// [`AgentEndError::NotRegistered`], [`AgentEndError::Timeout`], or the socket's.
+    /// [`AgentEndError::NotRegistered`], [`AgentEndError::Timeout`], or the socket's error.
     pub async fn register(
         &mut self,
         role: Role,
@@ -94,7 +94,7 @@ impl AgentEnd {
     /// Sends a request and returns its id. Waits while the socket is full.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's error.
     pub async fn send(
         &mut self,
         request: &Request,
@@ -112,10 +112,10 @@ impl AgentEnd {
         Ok(id)
     }
 
-    /// The next reply, to any request. Cancel-safe.
+    /// Receives the next reply, to any request. Cancel-safe.
     ///
     /// # Errors
-    /// The socket's; [`HandoverError::Closed`] when the workload is gone.
+    /// The socket's error; [`HandoverError::Closed`] if the workload is gone.
     pub async fn receive(&mut self) -> Result<Incoming<Reply>, AgentEndError> {
         self.socket
             .async_io_mut(Interest::READABLE, |socket| into_io(socket.receive()))
@@ -123,10 +123,10 @@ impl AgentEnd {
             .map_err(from_io)
     }
 
-    /// Sends a request and waits for its reply. Replies to requests given up earlier are dropped.
+    /// Sends a request and waits for its reply. Drops replies to requests that were given up earlier.
     ///
     /// # Errors
-    /// [`AgentEndError::Refused`] for a `Failed` reply, [`AgentEndError::Timeout`], or the socket's.
+    /// [`AgentEndError::Refused`] for a `Failed` reply, [`AgentEndError::Timeout`], or the socket's error.
     pub async fn request(
         &mut self,
         request: &Request,

@@ -16,14 +16,13 @@
 //!     |--------------------------->|  (exit)
 //! ```
 //!
-//! `--` is the handover socket between a workload and its own agent, `==` the peer channel between
-//! the two workloads, which carries state by reference only. In rounds mode there is no peer
-//! channel: the source answers [`Request::ReadDirty`] with [`Reply::Chunk`], the target takes
-//! [`Request::Apply`].
+//! `--` is the handover socket between a workload and its own agent, `==` the peer channel between the two
+//! workloads, which carries state by reference only. In rounds mode there is no peer channel: the source answers
+//! [`Request::ReadDirty`] with [`Reply::Chunk`], the target takes [`Request::Apply`].
 //!
 //! Invariants:
-//! - Each request carries an id; exactly one final reply answers it with the same id. Replies may be late (an import
-//!   that waits for its peer), but never come twice.
+//! - Each request carries an id; exactly one final reply answers it with the same id. A reply may be late (an import
+//!   that waits for its peer), but is never repeated.
 //! - After `Frozen` the source answers no client and writes no shared state until `Resume`.
 //! - Before `Serving` the target reads from no client and writes no shared state.
 //! - `Serve` and `Resume` compete for one word in the shared memory; only one of them can win. The loser answers
@@ -31,10 +30,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol; a workload with another one is refused.
+/// Version of this protocol; the agent refuses a workload with another version.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Kinds of state, as bits: the values KMP's MORPH_NEGOTIATE uses.
+/// Kinds of state, as bits, with the values of KMP's MORPH_NEGOTIATE.
 pub mod state_kind {
     /// Memory regions.
     pub const MEMORY: u32 = 1;
@@ -42,11 +41,11 @@ pub mod state_kind {
     pub const FILES: u32 = 2;
     /// Listening sockets.
     pub const LISTENERS: u32 = 4;
-    /// Established connections with what is buffered for them.
+    /// Established connections with their buffered data.
     pub const CONNECTIONS: u32 = 8;
 }
 
-/// Ways to move memory, as bits: the values KMP's MORPH_NEGOTIATE uses.
+/// Ways to move memory, as bits, with the values of KMP's MORPH_NEGOTIATE.
 pub mod mode_bit {
     /// See [`super::Mode::ByReference`].
     pub const BY_REFERENCE: u32 = 1;
@@ -60,17 +59,17 @@ pub mod mode_bit {
 pub enum Mode {
     /// Both sides map the same memory; descriptors and connections move too.
     ByReference,
-    /// Memory is copied in rounds of what was written since; connections do not move.
+    /// Memory is copied in rounds, each with the changes since the previous one; connections do not move.
     Rounds,
 }
 
-/// The role that a workload is started in.
+/// The initial role of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Begin with empty state and serve at once.
+    /// Start with empty state and serve at once.
     Serve,
-    /// The target of a morph: hold still until state has come and `Serve` is said.
+    /// The target of a morph: wait until the state has arrived and for `Serve`.
     Standby,
 }
 
@@ -80,26 +79,26 @@ pub enum Role {
 pub enum Phase {
     /// Answers clients.
     Serving,
-    /// Answers clients and tracks what it writes, for an export.
+    /// Answers clients and tracks its writes, for an export.
     Exporting,
-    /// Source: answers no client, writes nothing.
+    /// Source: answers no clients, writes nothing.
     Frozen,
-    /// Target: waits for state.
+    /// Target: waits for its state.
     Standby,
-    /// Target: has its state, could answer.
+    /// Target: has its state and could answer.
     Activated,
-    /// Told to exit.
+    /// Has been told to exit.
     Retired,
 }
 
-/// Identifies a frozen state; equal on both sides of a morph.
+/// Identifies a frozen state: the digests on both sides of a morph are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDigest {
-    /// Digest over all content.
+    /// Digest of all contents.
     pub digest: u64,
-    /// Count of changes since the state was created.
+    /// Number of changes since the state was created.
     pub counter: u64,
-    /// Bytes in use.
+    /// Number of bytes in use.
     pub used_bytes: u64,
 }
 
@@ -117,36 +116,36 @@ pub enum Request {
         instance: String,
         /// Generation of the instance.
         generation: u64,
-        /// Kernel release the instance reports.
+        /// Release of the instance's kernel.
         kernel_release: String,
     },
-    /// How are you? Reply: [`Reply::Status`]. Allowed in every phase.
+    /// Requests the status. Reply: [`Reply::Status`]. Permitted in every phase.
     Query,
-    /// Source: make ready to export. In [`Mode::ByReference`] one descriptor is attached: the
-    /// peer channel. Reply: [`Reply::Prepared`]. A second one starts over.
+    /// Source: prepare the export. In [`Mode::ByReference`] one descriptor is attached: the peer
+    /// channel. Reply: [`Reply::Prepared`]. A second request starts again.
     PrepareExport {
-        /// How memory will move.
+        /// The way to move memory.
         mode: Mode,
     },
-    /// Source, rounds: the next dirty bytes. Reply: [`Reply::Chunk`].
+    /// Source, rounds: send the next dirty bytes. Reply: [`Reply::Chunk`].
     ReadDirty {
-        /// At most this many bytes; capped at [`super::MAX_CHUNK_BYTES`].
+        /// Maximum number of bytes; capped at [`super::MAX_CHUNK_BYTES`].
         max_bytes: u32,
     },
     /// Source: stop answering and writing. Reply: [`Reply::Frozen`].
     Freeze,
-    /// Source: take the export back and go on serving, whether frozen or not.
-    /// Reply: [`Reply::Resumed`], or [`FailureCode::Fenced`] when the target serves already.
+    /// Source: abandon the export and continue to serve, whether frozen or not. Reply:
+    /// [`Reply::Resumed`], or [`FailureCode::Fenced`] if the target already serves.
     Resume,
     /// Either side: exit without touching shared state. Reply: [`Reply::Retired`].
     Retire,
-    /// Target: make room for the state. In [`Mode::ByReference`] one descriptor is attached: the
-    /// peer channel; the reply comes once the early parts are here and mapped.
-    /// Reply: [`Reply::ImportReady`].
+    /// Target: prepare for the state. In [`Mode::ByReference`] one descriptor is attached: the peer
+    /// channel; the reply follows once the early parts are received and mapped. Reply:
+    /// [`Reply::ImportReady`].
     PrepareImport {
-        /// How memory will move.
+        /// The way to move memory.
         mode: Mode,
-        /// Rounds: size of the memory to be filled, from [`Reply::Prepared`]. Else 0.
+        /// Rounds: size of the memory to fill, from [`Reply::Prepared`]. Else 0.
         total_len: u64,
     },
     /// Target, rounds: bytes of [`Reply::Chunk`]. Reply: [`Reply::Applied`]. Several may be outstanding; they are
@@ -154,24 +153,24 @@ pub enum Request {
     Apply {
         /// Memory section, from the chunk.
         section: u32,
-        /// Place in the section.
+        /// Offset in the section.
         offset: u64,
     },
-    /// Target: check what is here. Before the freeze this checks all that holds still, after it
-    /// the content too. Reply: [`Reply::Validated`].
+    /// Target: check the received state. Before the freeze this checks only the constant parts,
+    /// after it the contents too. Reply: [`Reply::Validated`].
     Validate {
-        /// Time to spend on the content, in microseconds.
+        /// Maximum time for the check of the contents, in microseconds.
         budget_us: u32,
     },
-    /// Target, after the freeze: get ready to answer, but answer no client yet. Reply: [`Reply::Activated`].
+    /// Target, after the freeze: get ready to answer, but answer no clients yet. Reply: [`Reply::Activated`].
     Activate {
-        /// Given back in the reply.
+        /// Repeated in the reply.
         nonce: u64,
-        /// Time to spend on checking the content, in microseconds.
+        /// Maximum time for the check of the contents, in microseconds.
         budget_us: u32,
     },
-    /// Target, after the commit is recorded: answer clients. Reply: [`Reply::Serving`], or
-    /// [`FailureCode::Fenced`] when the source has resumed.
+    /// Target, after the commit record: answer clients. Reply: [`Reply::Serving`], or
+    /// [`FailureCode::Fenced`] if the source has resumed.
     Serve,
 }
 
@@ -182,7 +181,7 @@ pub struct Check {
     pub name: String,
     /// Whether it passed.
     pub passed: bool,
-    /// How long it took, in microseconds.
+    /// Its duration, in microseconds.
     pub duration_us: u32,
     /// The finding; part of a sentence.
     pub detail: String,
@@ -193,17 +192,17 @@ pub struct Check {
 pub struct Status {
     /// Its phase.
     pub phase: Phase,
-    /// Memory that would move, in bytes.
+    /// Size of the memory to move, in bytes.
     pub state_bytes: u64,
-    /// Bytes of it in use.
+    /// Number of its bytes in use.
     pub used_bytes: u64,
-    /// Written bytes per second, a recent average.
+    /// Rate of writes, in bytes per second, a recent average.
     pub dirty_bytes_per_s: u64,
-    /// Established client connections.
+    /// Number of established client connections.
     pub connections: u32,
-    /// Items held, such as keys.
+    /// Number of items, such as keys.
     pub items: u64,
-    /// Requests answered since the process started.
+    /// Number of requests answered since the process started.
     pub requests: u64,
     /// See [`state_kind`].
     pub state_kinds: u32,
@@ -215,19 +214,19 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
-    /// Not allowed in this phase. Nothing changed.
+    /// Not permitted in this phase. Nothing has changed.
     WrongPhase,
-    /// The workload cannot do that. Nothing changed.
+    /// The workload does not support this. Nothing has changed.
     Unsupported,
-    /// The request or what came with it is malformed. Nothing changed.
+    /// The request, or its data or descriptors, are malformed. Nothing has changed.
     BadRequest,
-    /// The state is damaged or of a version that this workload cannot read.
+    /// The state is damaged, or has a version that this workload cannot read.
     BadState,
-    /// The other side owns the state. This process exits right after saying so.
+    /// The other side owns the state. This process exits right after this reply.
     Fenced,
-    /// The peer channel broke or was silent for too long.
+    /// The peer channel failed or timed out.
     Peer,
-    /// The system refused something.
+    /// A system call failed.
     System,
 }
 
@@ -243,7 +242,7 @@ pub enum Reply {
         name: String,
         /// Its version.
         version: String,
-        /// Its process id, in its own namespace.
+        /// Its pid, in its own namespace.
         pid: u32,
         /// See [`state_kind`].
         state_kinds: u32,
@@ -256,36 +255,36 @@ pub enum Reply {
     Prepared {
         /// Size of the memory, in bytes: `total_len` of [`Request::PrepareImport`].
         total_len: u64,
-        /// Bytes that the first round will carry.
+        /// Number of bytes in the first round.
         dirty_bytes: u64,
     },
-    /// Answers [`Request::ReadDirty`]; the bytes are the packet's data.
+    /// Answers [`Request::ReadDirty`]; the data of the packet contains the bytes.
     Chunk {
         /// Memory section.
         section: u32,
-        /// Place in the section.
+        /// Offset in the section.
         offset: u64,
-        /// Bytes still dirty after this chunk. An empty chunk means none were left.
+        /// Number of bytes still dirty after this chunk. An empty chunk means that none were left.
         dirty_bytes: u64,
     },
     /// Answers [`Request::Freeze`].
     Frozen {
         /// The current state.
         state: StateDigest,
-        /// Bytes still to be read with [`Request::ReadDirty`] (rounds).
+        /// Number of bytes still to be read with [`Request::ReadDirty`] (rounds).
         dirty_bytes: u64,
-        /// Connections handed to the peer.
+        /// Number of connections sent to the peer.
         connections: u32,
-        /// From request to reply, in microseconds.
+        /// Time from request to reply, in microseconds.
         elapsed_us: u32,
     },
-    /// Answers [`Request::Resume`]: clients are being answered again.
+    /// Answers [`Request::Resume`]: the workload answers clients again.
     Resumed,
     /// Answers [`Request::Retire`]; the process exits with status 0.
     Retired,
     /// Answers [`Request::PrepareImport`].
     ImportReady {
-        /// Bytes mapped and present before the freeze.
+        /// Number of bytes mapped and populated before the freeze.
         prefaulted_bytes: u64,
     },
     /// Answers [`Request::Apply`].
@@ -299,23 +298,23 @@ pub enum Reply {
     },
     /// Answers [`Request::Activate`].
     Activated {
-        /// From the request.
+        /// The nonce of the request.
         nonce: u64,
-        /// The state on this side; equals the source's [`Reply::Frozen`].
+        /// The state of this side; equal to the source's [`Reply::Frozen`].
         state: StateDigest,
-        /// Connections taken over.
+        /// Number of connections taken over.
         connections: u32,
     },
-    /// Answers [`Request::Serve`]: clients are being answered.
+    /// Answers [`Request::Serve`]: the workload answers clients.
     Serving {
-        /// From request to reply, in microseconds.
+        /// Time from request to reply, in microseconds.
         elapsed_us: u32,
     },
-    /// The request was not done.
+    /// The request failed.
     Failed {
         /// The cause.
         code: FailureCode,
-        /// What was attempted and what happened.
+        /// The attempted action and the error.
         text: String,
     },
 }
@@ -343,14 +342,14 @@ pub enum Item {
     },
     /// The buffered data of all connections: a memfd, see [`super::table`].
     ConnectionTable {
-        /// Connections in it.
+        /// Number of connections in it.
         count: u32,
         /// Its size in bytes.
         len: u64,
     },
     /// An established connection.
     Connection {
-        /// Its place in the connection table.
+        /// Its index in the connection table.
         index: u32,
     },
 }
@@ -364,15 +363,15 @@ pub enum PeerMessage {
         /// The items.
         items: Vec<Item>,
     },
-    /// Everything that can move before the freeze has been sent.
+    /// The end of the items that can move before the freeze.
     EndOfEarly,
-    /// All has been sent; the source holds still.
+    /// The end of all items; the source is frozen.
     Frozen {
         /// The state.
         state: StateDigest,
-        /// Connections sent since [`PeerMessage::EndOfEarly`].
+        /// Number of connections sent since [`PeerMessage::EndOfEarly`].
         connections: u32,
     },
-    /// The source serves again: forget what came since `EndOfEarly`.
+    /// The source serves again: discard all items since `EndOfEarly`.
     Resumed,
 }

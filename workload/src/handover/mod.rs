@@ -18,13 +18,13 @@ pub use spawn::{ActivatedListener, attach};
 
 /// Environment variable with the number of the workload's end of the handover socket.
 pub const AGENT_FD_ENV: &str = "KMORPH_AGENT_FD";
-/// Most bytes of JSON in a packet.
+/// Maximum size of the JSON in a packet, in bytes.
 pub const MAX_JSON_BYTES: usize = 32 * 1024;
-/// Most bytes of data in a packet, and so in one chunk of memory.
+/// Maximum size of the data in a packet, and so of one chunk of memory, in bytes.
 pub const MAX_CHUNK_BYTES: usize = 64 * 1024;
-/// Most descriptors in a packet. The kernel's own limit is 253.
+/// Maximum number of descriptors in a packet. The kernel's own limit is 253.
 pub const MAX_FDS_PER_PACKET: usize = 128;
-/// Most connections that move in one morph.
+/// Maximum number of connections that move in one morph.
 pub const MAX_CONNECTIONS: usize = 10_000;
-/// Largest connection table, in bytes: what may be buffered for all connections together.
+/// Maximum size of a connection table, in bytes: the buffered data of all connections together.
 pub const MAX_TABLE_BYTES: u64 = 1 << 30;

@@ -30,34 +30,34 @@ pub enum HandoverError {
     /// The other end is gone.
     #[error("the other end of the handover socket is closed")]
     Closed,
-    /// The other end sent data that is not a message of this protocol.
+    /// The other end sent an invalid message.
     #[error("malformed packet on the handover socket: {0}")]
     Malformed(String),
-    /// The caller asked for a packet over the limits.
+    /// The packet exceeds the limits.
     #[error(
         "packet over the limit: {json} bytes of JSON (at most {MAX_JSON_BYTES}), {data} of data \
          (at most {MAX_CHUNK_BYTES}), {fds} descriptors (at most {MAX_FDS_PER_PACKET})"
     )]
     TooLarge {
-        /// Bytes of JSON.
+        /// Size of the JSON, bytes.
         json: usize,
-        /// Bytes of data.
+        /// Size of the data, bytes.
         data: usize,
-        /// Descriptors.
+        /// Number of descriptors.
         fds: usize,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("{what} on the handover socket: {source}")]
     System {
         /// The attempted action.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl HandoverError {
-    /// Whether the socket was only not ready: try again when it is.
+    /// Returns whether the socket was only not ready: retry once it is.
     #[must_use]
     pub fn would_block(&self) -> bool {
         matches!(self, Self::System { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
@@ -74,10 +74,10 @@ impl HandoverError {
     }
 }
 
-/// A message with its id; what the JSON of a packet holds.
+/// A message with its id: the JSON of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packet<T> {
-    /// Ties a reply to its request. 0 where there is none.
+    /// Associates a reply with its request; 0 for other messages.
     pub id: u32,
     /// The message.
     #[serde(flatten)]
@@ -87,13 +87,13 @@ pub struct Packet<T> {
 /// A received packet.
 #[derive(Debug)]
 pub struct Incoming<T> {
-    /// Ties a reply to its request.
+    /// Associates a reply with its request.
     pub id: u32,
     /// The message.
     pub message: T,
     /// The raw data after it.
     pub data: Vec<u8>,
-    /// The descriptors that came with it.
+    /// The attached descriptors.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -108,7 +108,7 @@ impl PacketSocket {
     /// Takes a connected SEQPACKET socket and makes it non-blocking.
     ///
     /// # Errors
-    /// The system's, when `fd` is not open.
+    /// The system's error, if `fd` is not open.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL)?;
         let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
@@ -119,10 +119,10 @@ impl PacketSocket {
         })
     }
 
-    /// A connected pair of sockets, both close-on-exec.
+    /// Creates a connected pair of sockets, both close-on-exec.
     ///
     /// # Errors
-    /// The system's, when no descriptors are left.
+    /// The system's error, if no descriptors are left.
     pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         Ok(socketpair(
             AddressFamily::Unix,
@@ -135,7 +135,7 @@ impl PacketSocket {
     /// Sends one packet. Never blocks: see [`HandoverError::would_block`].
     ///
     /// # Errors
-    /// [`HandoverError::TooLarge`] before anything is sent; else the socket's.
+    /// [`HandoverError::TooLarge`] before anything is sent; else the socket's error.
     pub fn send<T: Serialize>(
         &self,
         id: u32,
@@ -174,11 +174,11 @@ impl PacketSocket {
         }
     }
 
-    /// Receives one packet. Never blocks: see [`HandoverError::would_block`]. Descriptors of a
-    /// malformed packet are closed.
+    /// Receives one packet. Never blocks: see [`HandoverError::would_block`]. Closes the
+    /// descriptors of a malformed packet.
     ///
     /// # Errors
-    /// [`HandoverError::Closed`], [`HandoverError::Malformed`], or the socket's.
+    /// [`HandoverError::Closed`], [`HandoverError::Malformed`], or the socket's error.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Incoming<T>, HandoverError> {
         self.buffer.resize(MAX_PACKET_BYTES, 0);
         let (length, fds, cut) = receive_raw(self.fd.as_fd(), &mut self.buffer)?;
@@ -240,8 +240,8 @@ fn receive_raw(
         if let Ok(messages) = got.cmsgs() {
             for message in messages {
                 if let ControlMessageOwned::ScmRights(raw) = message {
-                    // SAFETY: the kernel has just installed these descriptors in this process and
-                    // nothing else knows their numbers, so each is owned here and only here.
+                    // SAFETY: the kernel has just installed these descriptors in this process, and
+                    // no other code knows their numbers, so this is their only owner.
                     fds.extend(
                         raw.into_iter()
                             .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),

@@ -1,4 +1,4 @@
-//! Passing descriptors from an agent to its workload.
+//! Passes descriptors from an agent to its workload.
 //!
 //! Listening sockets follow the convention of socket activation (sd_listen_fds(3)): `LISTEN_FDS` sockets from
 //! descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` is not set, because the pid is not known before the fork.
@@ -15,10 +15,10 @@ use super::{AGENT_FD_ENV, PacketSocket};
 
 /// First descriptor of socket activation.
 const LISTEN_FDS_START: RawFd = 3;
-/// Most listening sockets a workload is given.
+/// Maximum number of listening sockets of a workload.
 const MAX_LISTENERS: usize = 64;
 
-/// A listening socket and the name under which the workload finds it.
+/// A listening socket and its name in the workload.
 #[derive(Debug)]
 pub struct ActivatedListener {
     /// Name, without `:`.
@@ -27,13 +27,13 @@ pub struct ActivatedListener {
     pub socket: OwnedFd,
 }
 
-/// Adds `listeners` and a new handover socket to `command` and returns the agent's end of it.
+/// Adds `listeners` and a new handover socket to `command`. Returns the agent's end of the socket.
 ///
-/// The agent's end, and everything that this process must keep, survives the call; `command` may be spawned once. The
-/// descriptors that the child inherits stay open here until `command` is dropped.
+/// The agent's end stays open in this process; `command` may be spawned once. The descriptors that the child inherits
+/// stay open here until `command` is dropped.
 ///
 /// # Errors
-/// The system's; `InvalidInput` for too many listeners or a name with `:` or NUL.
+/// The system's error; `InvalidInput` for too many listeners or a name with `:` or NUL.
 pub fn attach(command: &mut Command, listeners: &[ActivatedListener]) -> io::Result<OwnedFd> {
     let invalid = |text| io::Error::new(io::ErrorKind::InvalidInput, text);
     if listeners.len() > MAX_LISTENERS {
@@ -45,7 +45,7 @@ pub fn attach(command: &mut Command, listeners: &[ActivatedListener]) -> io::Res
     let (ours, theirs) = PacketSocket::pair()?;
     let count = RawFd::try_from(listeners.len()).unwrap_or(0);
     let agent_fd = LISTEN_FDS_START + count;
-    // Above every target, so that no source is overwritten before it is used.
+    // Above all target numbers, so that no source descriptor is overwritten before its use.
     let floor = agent_fd + 1;
     let mut sources = Vec::with_capacity(listeners.len() + 1);
     for fd in listeners
@@ -61,8 +61,8 @@ pub fn attach(command: &mut Command, listeners: &[ActivatedListener]) -> io::Res
         .env("LISTEN_FDNAMES", names.join(":"))
         .env_remove("LISTEN_PID")
         .env(AGENT_FD_ENV, agent_fd.to_string());
-    // The standard library keeps a pipe of its own across the fork, by which a failed exec is
-    // reported. With the target numbers taken here, that pipe cannot get one of them.
+    // The standard library reports a failed exec through a pipe that it keeps across the fork.
+    // Occupying the target numbers here prevents that pipe from getting one of them.
     let placeholders = occupy_below(floor)?;
     place_in_child(command, sources, placeholders);
     Ok(ours)
@@ -71,7 +71,7 @@ pub fn attach(command: &mut Command, listeners: &[ActivatedListener]) -> io::Res
 fn duplicate_from(fd: impl AsFd, floor: RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
-    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor and nothing else knows its number.
+    // SAFETY: F_DUPFD_CLOEXEC has just created this descriptor, and no other code knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -93,11 +93,11 @@ fn occupy_below(floor: RawFd) -> io::Result<Vec<OwnedFd>> {
 
 fn place_in_child(command: &mut Command, sources: Vec<OwnedFd>, placeholders: Vec<OwnedFd>) {
     let place = move || {
-        // Owned by this closure so that the numbers stay taken until `command` is dropped.
+        // Owned by this closure so that the numbers stay occupied until `command` is dropped.
         let _ = &placeholders;
         for (target, source) in (LISTEN_FDS_START..).zip(&sources) {
-            // SAFETY: the owner this makes is given up at once; the number belongs to the program
-            // that is about to be executed.
+            // SAFETY: the owner that this call creates is released at once; the number belongs to
+            // the program that is about to be executed.
             let placed = unsafe { nix::unistd::dup2_raw(source, target) }?;
             let _ = std::os::fd::IntoRawFd::into_raw_fd(placed);
         }

@@ -15,24 +15,24 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{MAX_CONNECTIONS, MAX_TABLE_BYTES};
 
-/// Most bytes of a workload's own state for one connection.
+/// Maximum size of a workload's own state for one connection, in bytes.
 pub const MAX_CONNECTION_STATE_BYTES: usize = 64 * 1024;
 
 /// The data of one connection apart from its socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionBuffers {
-    /// The workload's own: name, flags.
+    /// The workload's own state, such as name and flags.
     pub state: Vec<u8>,
-    /// Read from the socket, not yet executed.
+    /// Data read from the socket and not yet executed.
     pub input: Vec<u8>,
     /// Answers not yet written to the socket.
     pub output: Vec<u8>,
 }
 
-/// Writes `entries` to a new memfd and returns it with its length.
+/// Writes `entries` to a new memfd. Returns it with its length.
 ///
 /// # Errors
-/// The system's; `InvalidInput` when a limit is exceeded.
+/// The system's error; `InvalidInput` if a limit is exceeded.
 pub fn write<'a>(
     entries: impl Iterator<Item = (&'a [u8], &'a [u8], &'a [u8])>,
 ) -> io::Result<(OwnedFd, u64)> {
@@ -68,7 +68,7 @@ const HEADER: usize = 24;
 /// Reads a table of `count` entries and `len` bytes.
 ///
 /// # Errors
-/// The system's; `InvalidData` when it is not what its length and count say.
+/// The system's error; `InvalidData` if the table does not match its length and count.
 pub fn read(fd: OwnedFd, count: u32, len: u64) -> io::Result<Vec<ConnectionBuffers>> {
     let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
     let count = count as usize;

@@ -11,22 +11,22 @@ use crate::handover::table::{self, ConnectionBuffers};
 use crate::handover::{Incoming, MAX_CONNECTIONS};
 use crate::provider::{IncomingConnection, IncomingItem, Provider, ProviderError};
 
-/// How long an activation waits for what the source sent before it reported frozen.
+/// Maximum time for which an activation waits for data that the source sent before it reported frozen.
 const PEER_TIMEOUT_MS: u64 = 2_000;
 
 /// Data received over the peer channel.
 #[derive(Debug, Default)]
 pub(super) struct Import {
-    /// The `PrepareImport` that is answered once the early parts are here.
+    /// Id of the `PrepareImport` that is answered once the early parts have arrived.
     pub(super) waiting: Option<u32>,
-    /// The state that the source froze.
+    /// The source's frozen state.
     pub(super) frozen: Option<StateDigest>,
     table: Vec<ConnectionBuffers>,
     sockets: Vec<Option<OwnedFd>>,
 }
 
 impl Session {
-    /// Handles what the other workload has sent. Does not wait for more.
+    /// Handles the available messages of the other workload. Does not wait for more.
     ///
     /// # Errors
     /// As [`Session::on_agent`].
@@ -148,7 +148,7 @@ impl Session {
         }
     }
 
-    /// Waits until all that the source sent before it reported frozen is here.
+    /// Waits until all data has arrived that the source sent before it reported frozen.
     pub(super) fn await_frozen(
         &mut self,
         provider: &mut impl Provider,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants:
-//! - a request that its phase does not allow changes nothing and gets `WrongPhase`;
+//! - a request that the phase does not permit changes nothing and gets `WrongPhase`;
 //! - when the agent's end closes, the process exits: an instance without its agent is dead, and a workload that kept
 //!   answering would be a second owner;
 //! - a `Fenced` reply is the last one.
@@ -31,11 +31,11 @@ use crate::handover::{
 use crate::provider::{OutgoingItem, Provider, ProviderError};
 use import::Import;
 
-/// How long the agent may take to answer the registration.
+/// Maximum time for the agent's answer to the registration.
 const REGISTER_TIMEOUT_MS: u16 = 10_000;
-/// How long a full socket is waited for before its reader counts as dead.
+/// Maximum wait for a full socket before its reader counts as dead.
 const SEND_TIMEOUT_MS: u16 = 2_000;
-/// Packets handled in one call, so that clients get their turn.
+/// Maximum number of packets per call, so that clients get their turn.
 const PACKETS_PER_TURN: usize = 16;
 
 /// Why a session ended.
@@ -49,13 +49,13 @@ pub enum SessionError {
         /// The reason.
         reason: String,
     },
-    /// The agent is of another protocol version, or answered something else than `Registered`.
+    /// The agent has another protocol version, or its answer was not `Registered`.
     #[error("the agent did not accept the registration: {0}")]
     Registration(String),
     /// The socket failed or closed: the agent is gone.
     #[error("the agent is gone: {0}")]
     Agent(#[from] HandoverError),
-    /// The state belongs to another process now.
+    /// The state now belongs to another process.
     #[error("fenced: {0}")]
     Fenced(String),
 }
@@ -63,7 +63,7 @@ pub enum SessionError {
 /// The consequence for the workload's loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Go on.
+    /// Continue.
     Continue,
     /// Exit with status 0 without touching shared state.
     Exit,
@@ -78,7 +78,7 @@ pub struct Registration {
     pub instance: String,
     /// Generation of the instance.
     pub generation: u64,
-    /// Kernel release the instance reports.
+    /// Release of the instance's kernel.
     pub kernel_release: String,
 }
 
@@ -93,10 +93,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// The session of a process that an agent has started; `None` when none did.
+    /// Returns the session of a process that an agent has started; `None` without an agent.
     ///
     /// # Safety
-    /// Called at most once, before anything else has taken the descriptor by its number.
+    /// Call this at most once, before any other code takes the descriptor by its number.
     ///
     /// # Errors
     /// [`SessionError::Environment`].
@@ -113,21 +113,21 @@ impl Session {
         if number < 3 {
             return Err(bad("a standard stream"));
         }
-        // SAFETY: only borrowed to ask whether it is open; `fcntl` answers EBADF when it is not.
+        // SAFETY: only borrowed to check whether it is open; `fcntl` returns EBADF if it is not.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         let cloexec = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
         nix::fcntl::fcntl(borrowed, cloexec).map_err(|errno| bad(errno.desc()))?;
-        // SAFETY: it is open, as just seen, and the caller promises that nobody else has it.
+        // SAFETY: it is open, as just checked, and the caller guarantees that no other code owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         Ok(Some(
             Self::new(fd).map_err(|error| bad(&error.to_string()))?,
         ))
     }
 
-    /// A session over a connected socket.
+    /// Creates a session over a connected socket.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             agent: PacketSocket::new(fd)?,
@@ -180,35 +180,35 @@ impl Session {
         }
     }
 
-    /// The socket to the agent: call [`Session::on_agent`] when it is readable.
+    /// Returns the socket to the agent: call [`Session::on_agent`] when it is readable.
     #[must_use]
     pub fn agent_fd(&self) -> BorrowedFd<'_> {
         self.agent.as_fd()
     }
 
-    /// The peer channel, where there is one: call [`Session::on_peer`] when it is readable. It comes
-    /// and goes in [`Session::on_agent`] and [`Session::on_peer`].
+    /// Returns the peer channel, if there is one: call [`Session::on_peer`] when it is readable.
+    /// [`Session::on_agent`] and [`Session::on_peer`] may open and close it.
     #[must_use]
     pub fn peer_fd(&self) -> Option<BorrowedFd<'_>> {
         self.peer.as_ref().map(AsFd::as_fd)
     }
 
-    /// The current phase of the workload.
+    /// Returns the current phase of the workload.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether clients may be answered now.
+    /// Returns whether clients may be answered now.
     #[must_use]
     pub fn may_serve(&self) -> bool {
         matches!(self.phase, Phase::Serving | Phase::Exporting)
     }
 
-    /// Handles what the agent has sent. Does not wait for more.
+    /// Handles the available messages of the agent. Does not wait for more.
     ///
     /// # Errors
-    /// The process has to exit on each: see [`SessionError`].
+    /// The process must exit on each error: see [`SessionError`].
     pub fn on_agent(&mut self, provider: &mut impl Provider) -> Result<Outcome, SessionError> {
         for _ in 0..PACKETS_PER_TURN {
             let incoming = match self.agent.receive::<Request>() {
@@ -251,7 +251,7 @@ impl Session {
         }
     }
 
-    /// Does what is asked. `None`: the reply has been sent, or comes later.
+    /// Carries out a request. `None`: the reply was already sent, or follows later.
     fn perform(
         &mut self,
         incoming: Incoming<Request>,
@@ -365,7 +365,7 @@ impl Session {
     ) -> Result<(), ProviderError> {
         self.allow(&[Phase::Exporting, Phase::Frozen], "ReadDirty")?;
         let max = usize::try_from(max_bytes).unwrap_or(MAX_CHUNK_BYTES);
-        // The bytes are borrowed from the provider, which is asked first how many will be left.
+        // The chunk borrows the provider, so ask first for the number of bytes that will be left.
         let before = provider.dirty_bytes();
         let chunk = provider.read_dirty(max.min(MAX_CHUNK_BYTES))?;
         let (section, offset, bytes) = match &chunk {
@@ -422,7 +422,7 @@ impl Session {
         }
         self.phase = Phase::Serving;
         if let Some(peer) = self.peer.take() {
-            // It may be dead, which is why we resume; then there is nobody to be told.
+            // The peer may be dead, which may be the reason for this resume; then no process receives the message.
             let _ = send_peer(&peer, &PeerMessage::Resumed, &[]);
         }
         Ok(Reply::Resumed)
@@ -519,7 +519,7 @@ fn send_peer(
     })
 }
 
-/// Sends, waiting for a full socket for at most [`SEND_TIMEOUT_MS`].
+/// Sends a packet; waits for a full socket for at most [`SEND_TIMEOUT_MS`].
 fn send<T: Serialize>(
     socket: &PacketSocket,
     id: u32,
@@ -537,7 +537,7 @@ fn send<T: Serialize>(
     }
 }
 
-/// Waits until the socket is ready; `false` after the timeout.
+/// Waits until the socket is ready. Returns `false` after the timeout.
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags, timeout_ms: u16) -> bool {
     let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
     loop {

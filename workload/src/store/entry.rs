@@ -14,7 +14,7 @@ use super::{Expiry, Store, TimeToLive, UnixMillis};
 use crate::arena::layout::word;
 use crate::arena::{ArenaError, Result};
 
-/// Longest key, in bytes.
+/// Maximum length of a key, in bytes.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
 const HEADER: u64 = 40;
@@ -48,7 +48,7 @@ impl Entry {
         self.expires != 0 && self.expires <= now
     }
 
-    /// What this entry adds to the content digest.
+    /// Returns the entry's part of the content digest.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut mixed = self.hash;
         for part in [
@@ -67,7 +67,7 @@ impl Entry {
     }
 }
 
-/// Where an entry was found: itself, and the word that leads to it.
+/// The location of an entry: its offset, and the word that links to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
     pub(super) entry: Entry,
@@ -96,7 +96,7 @@ impl Store {
             value_crc,
             value_len: self.map.get(at.wrapping_add(VALUE_LEN))?,
         };
-        // From here on, sums of these cannot overflow.
+        // From here on, sums of these values cannot overflow.
         let end = (at + HEADER + entry.key_len).checked_add(entry.value_len);
         if end.is_some_and(|end| end <= self.map.len()) {
             Ok(entry)
@@ -117,7 +117,7 @@ impl Store {
         self.map.put(entry.at + VALUE_LEN, entry.value_len)
     }
 
-    /// Adds an entry to the totals (`sign` true) or takes it away.
+    /// Adds an entry to the totals (`add` true) or subtracts it.
     pub(super) fn account(&mut self, entry: &Entry, add: bool) -> Result<()> {
         let step = |value: u64, by: u64| {
             if add {
@@ -138,13 +138,13 @@ impl Store {
         Ok(())
     }
 
-    /// The live entry of a key. An expired one is left for [`Store::expire_some`].
+    /// Returns the live entry of a key. An expired one stays for [`Store::expire_some`].
     fn live(&self, key: &[u8], now: UnixMillis) -> Result<Option<Found>> {
         let found = self.find(self.hash(key)?, key)?;
         Ok(found.filter(|found| !found.entry.is_expired(now)))
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -157,7 +157,7 @@ impl Store {
         }
     }
 
-    /// Whether there is such a key.
+    /// Returns whether the key exists.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -165,7 +165,7 @@ impl Store {
         Ok(self.live(key, now)?.is_some())
     }
 
-    /// Length of a value in bytes.
+    /// Returns the length of a value in bytes.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -173,7 +173,7 @@ impl Store {
         Ok(self.live(key, now)?.map(|found| found.entry.value_len))
     }
 
-    /// How long a key has to live.
+    /// Returns the remaining time to live of a key.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -188,8 +188,7 @@ impl Store {
     /// Stores a value.
     ///
     /// # Errors
-    /// [`ArenaError::Full`], with nothing changed; [`ArenaError::NotOwner`];
-    /// [`ArenaError::Corrupt`].
+    /// [`ArenaError::Full`], with no change; [`ArenaError::NotOwner`]; [`ArenaError::Corrupt`].
     pub fn set(&mut self, key: &[u8], value: &[u8], expiry: Expiry, now: UnixMillis) -> Result<()> {
         self.change(|store| store.put_value(key, &[value], expiry, now))
     }
@@ -223,7 +222,7 @@ impl Store {
             ..old
         };
         if need > self.map.usable(old.at)? {
-            // A value that grows once will grow again: leave half of it as room.
+            // A value that grows once is likely to grow again: reserve half of its size in addition.
             entry.at = match self.map.allocate(need + value_len / 2) {
                 Err(ArenaError::Full) => self.map.allocate(need)?,
                 other => other?,
@@ -333,7 +332,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a key; whether it was there.
+    /// Removes a key. Returns whether it existed.
     ///
     /// # Errors
     /// [`ArenaError::NotOwner`], [`ArenaError::Corrupt`].
@@ -353,8 +352,8 @@ impl Store {
         self.map.release(found.entry.at)
     }
 
-    /// Sets or takes away the time a key expires at; whether the key is there and, for
-    /// [`Expiry::Never`], had such a time. [`Expiry::Keep`] changes nothing.
+    /// Sets or removes the expiry time of a key. Returns whether the key exists and, for
+    /// [`Expiry::Never`], had an expiry time. [`Expiry::Keep`] changes nothing.
     ///
     /// # Errors
     /// [`ArenaError::NotOwner`], [`ArenaError::Corrupt`].
@@ -377,7 +376,7 @@ impl Store {
     }
 }
 
-/// CRC-32 of a value in parts.
+/// Computes the CRC-32 of a value in parts.
 pub(super) fn crc(parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for part in parts {

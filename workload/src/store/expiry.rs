@@ -5,8 +5,8 @@ use crate::arena::Result;
 use crate::arena::layout::word;
 
 impl Store {
-    /// Looks at `buckets` buckets, from where the last call ended, and removes what has expired
-    /// there. Returns how many keys were removed.
+    /// Scans `buckets` buckets, from the end of the last call on, and removes their expired keys.
+    /// Returns the number of removed keys.
     ///
     /// # Errors
     /// [`crate::arena::ArenaError::NotOwner`], [`crate::arena::ArenaError::Corrupt`].

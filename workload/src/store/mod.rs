@@ -31,9 +31,9 @@ pub type UnixMillis = u64;
 pub enum Expiry {
     /// The key does not expire.
     Never,
-    /// Unchanged.
+    /// The expiry time does not change.
     Keep,
-    /// The key is gone from this time on.
+    /// The key expires at this time.
     At(UnixMillis),
 }
 
@@ -44,7 +44,7 @@ pub enum TimeToLive {
     NoKey,
     /// The key does not expire.
     Never,
-    /// Milliseconds left.
+    /// The remaining time, milliseconds.
     Millis(u64),
 }
 
@@ -52,21 +52,21 @@ pub enum TimeToLive {
 #[derive(Debug)]
 pub struct Store {
     map: Mapping,
-    /// The epoch under which this process owns or last owned the arena; 0: never yet.
+    /// The epoch in which this process owns, or last owned, the arena; 0 if it never did.
     epoch: u64,
 }
 
 impl Store {
-    /// An empty store in a new arena, owned by this process.
+    /// Creates an empty store in a new arena, owned by this process.
     ///
     /// # Errors
-    /// [`ArenaError::Incompatible`] for a capacity out of range; else the system's.
+    /// [`ArenaError::Incompatible`] for a capacity out of range; else the system's error.
     pub fn create(capacity: u64) -> Result<Self> {
         let mut map = Mapping::create(capacity)?;
         map.put(word::MAGIC, layout::MAGIC)?;
         map.put(word::VERSION, layout::VERSION)?;
         map.put(word::CAPACITY, capacity)?;
-        // Keyed by the system's randomness: clients cannot choose keys that collide.
+        // A random key from the system: clients cannot choose keys that collide.
         for place in [word::HASH_KEY_0, word::HASH_KEY_1] {
             map.put(place, RandomState::new().hash_one(place))?;
         }
@@ -82,7 +82,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Room for the copy of an arena of `capacity` bytes. It is not a store yet: fill it with
+    /// Creates space for the copy of an arena of `capacity` bytes. The copy is not a store yet: fill it with
     /// [`Store::apply`], check it with [`Store::check_header`], then [`Store::claim`] it.
     ///
     /// # Errors
@@ -92,10 +92,10 @@ impl Store {
         Ok(Self { map, epoch: 0 })
     }
 
-    /// Maps the arena of another process. It stays that process's until [`Store::claim`].
+    /// Maps the arena of another process, which owns it until [`Store::claim`].
     ///
     /// # Errors
-    /// [`ArenaError::Incompatible`] when it is no arena of a version known here.
+    /// [`ArenaError::Incompatible`] if it is not an arena of a known version.
     pub fn open(fd: OwnedFd, len: u64) -> Result<Self> {
         let map = Mapping::open(fd, len)?;
         let store = Self { map, epoch: 0 };
@@ -117,7 +117,7 @@ impl Store {
         }
     }
 
-    /// Holds still: from now on this process may not write, the next owner may claim.
+    /// Freezes the arena: from now on this process may not write, and the next owner may claim it.
     ///
     /// # Errors
     /// [`ArenaError::NotOwner`].
@@ -137,7 +137,7 @@ impl Store {
     /// Makes this process the owner of an arena that its owner has frozen.
     ///
     /// # Errors
-    /// [`ArenaError::NotOwner`] when it is not frozen, which includes: resumed, claimed by another.
+    /// [`ArenaError::NotOwner`] if it is not frozen, for example because it was resumed, or claimed by another process.
     pub fn claim(&mut self) -> Result<()> {
         let found = self.map.ownership()?;
         if found.phase != OwnershipPhase::Frozen {
@@ -152,31 +152,31 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this process may write, and answer.
+    /// Returns whether this process may write and answer.
     #[must_use]
     pub fn is_owner(&self) -> bool {
         self.map.is_serving(self.epoch)
     }
 
-    /// Counts the owners so far, this one included; 0 before [`Store::claim`].
+    /// Returns the number of owners so far, including this one; 0 before [`Store::claim`].
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The memfd, to be passed on.
+    /// Returns the memfd, to pass to another process.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.map.fd()
     }
 
-    /// Size of the arena in bytes.
+    /// Returns the size of the arena in bytes.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.map.len()
     }
 
-    /// Bytes that have ever been in use; beyond them everything is zero.
+    /// Returns the size of the memory that was ever in use, in bytes; all memory beyond it is zero.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -184,7 +184,7 @@ impl Store {
         Ok(self.map.get(word::TOUCHED_END)?.min(self.map.len()))
     }
 
-    /// Keys held, those included that have expired and were not removed yet.
+    /// Returns the number of keys, including expired keys that were not removed yet.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -192,7 +192,7 @@ impl Store {
         self.map.get(word::KEYS)
     }
 
-    /// Keys that have a time to expire at.
+    /// Returns the number of keys with an expiry time.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -200,7 +200,7 @@ impl Store {
         self.map.get(word::KEYS_WITH_EXPIRY)
     }
 
-    /// The current ownership of the arena.
+    /// Returns the current ownership of the arena.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -208,7 +208,7 @@ impl Store {
         self.map.ownership()
     }
 
-    /// Identifies the contents.
+    /// Returns the digest of the contents.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -223,12 +223,12 @@ impl Store {
     /// See [`Mapping::prefault`].
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn prefault(&self, start: u64, end: u64) -> Result<()> {
         self.map.prefault(start, end)
     }
 
-    /// Begins to track what is written; everything in use counts as written.
+    /// Begins to track writes; everything in use counts as written.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -238,19 +238,19 @@ impl Store {
         Ok(())
     }
 
-    /// Stops tracking what is written.
+    /// Stops tracking writes.
     pub fn stop_tracking(&mut self) {
         self.map.stop_tracking();
     }
 
-    /// Bytes to be copied, see [`Store::read_dirty`].
+    /// Returns the number of bytes to copy, see [`Store::read_dirty`].
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.map.dirty_bytes()
     }
 
-    /// Takes the next run of written bytes, at most `max_bytes` of it, with its offset. `None`
-    /// when nothing is left.
+    /// Takes the next run of written bytes, at most `max_bytes`, with its offset. Returns `None` if
+    /// nothing is left.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -258,7 +258,7 @@ impl Store {
         self.map.take_dirty(max_bytes)
     }
 
-    /// Puts bytes of [`Store::read_dirty`] in their place.
+    /// Copies bytes of [`Store::read_dirty`] to their place.
     ///
     /// # Errors
     /// [`ArenaError::NotOwner`] once the arena has been claimed, [`ArenaError::Corrupt`] for a
@@ -270,13 +270,13 @@ impl Store {
         self.map.write(offset, bytes)
     }
 
-    /// Bytes written by this process.
+    /// Returns the number of bytes written by this process.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         self.map.written_bytes()
     }
 
-    /// Empties the heap and the table. The hash key stays.
+    /// Clears the heap and the table. The hash key stays.
     fn format(&mut self) -> Result<()> {
         for place in [
             word::DIGEST,
@@ -294,7 +294,7 @@ impl Store {
         self.add_segment(0)
     }
 
-    /// Runs one change between two increments of the counter.
+    /// Performs one change between two increments of the counter.
     fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if !self.is_owner() {
             return Err(ArenaError::NotOwner(self.map.ownership()?));
@@ -302,14 +302,14 @@ impl Store {
         let counter = self.map.get(word::COUNTER)?;
         self.map.put(word::COUNTER, counter.wrapping_add(1))?;
         let result = change(self);
-        // Left odd when the memory proved damaged: nobody may trust it after that.
+        // Leave the counter odd if the memory is damaged: no process may trust it after that.
         if matches!(result, Ok(_) | Err(ArenaError::Full)) {
             self.map.put(word::COUNTER, counter.wrapping_add(2))?;
         }
         result
     }
 
-    /// Removes every key, in constant time.
+    /// Removes all keys, in constant time.
     ///
     /// # Errors
     /// [`ArenaError::NotOwner`], [`ArenaError::Corrupt`].

@@ -9,7 +9,7 @@ use super::entry::Found;
 use crate::arena::layout::{DIRECTORY, FIRST_TABLE_LEVEL, SEGMENT_BUCKETS, word};
 use crate::arena::{ArenaError, Result};
 
-/// No table is larger than 2 to this.
+/// Maximum size of a table, as a power of two.
 const MAX_TABLE_LEVEL: u64 = 40;
 
 impl Store {
@@ -25,13 +25,13 @@ impl Store {
         Ok((level, split))
     }
 
-    /// Number of buckets.
+    /// Returns the number of buckets.
     pub(super) fn buckets(&self) -> Result<u64> {
         let (level, split) = self.level_and_split()?;
         Ok((1 << level) + split)
     }
 
-    /// The word that heads the bucket of a hash.
+    /// Returns the offset of the head word of a hash's bucket.
     pub(super) fn bucket(&self, hash: u64) -> Result<u64> {
         self.bucket_word(self.bucket_index(hash)?)
     }
@@ -94,13 +94,13 @@ impl Store {
         }
     }
 
-    /// More entries than this in one chain are a ring.
+    /// Returns the maximum number of entries in a valid chain; a longer chain is circular.
     pub(super) fn chain_limit(&self) -> Result<u64> {
         Ok(self.keys()?.saturating_add(1))
     }
 
-    /// Splits one bucket when there are more keys than buckets. Without room for it the chains
-    /// just get longer.
+    /// Splits one bucket if there are more keys than buckets. Without memory for the split, the
+    /// chains just get longer.
     pub(super) fn grow(&mut self) -> Result<()> {
         let (level, split) = self.level_and_split()?;
         let new = (1 << level) + split;
@@ -166,8 +166,8 @@ impl Store {
         }
     }
 
-    /// Visits the live keys from bucket `cursor` on until `at_least` were seen or as many buckets
-    /// times ten were looked at, and returns the next cursor, 0 at the end.
+    /// Visits the live keys from bucket `cursor` on, until `at_least` keys were visited or ten
+    /// times as many buckets were scanned. Returns the next cursor, 0 at the end.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].

@@ -7,23 +7,23 @@ use super::entry::{Entry, crc};
 use crate::arena::layout::{self, word};
 use crate::arena::{ArenaError, Result};
 
-/// Bytes of values that are checked between two looks at the clock.
+/// Number of value bytes between two checks of the clock.
 const CLOCK_BYTES: u64 = 64 * 1024;
-/// Bytes that a checksum passes in a nanosecond, at worst: decides whether a large value still fits
+/// Minimum rate of a checksum, in bytes per nanosecond: determines whether a large value still fits
 /// into the budget.
 const BYTES_PER_NS: u128 = 1;
 
-/// How far a check of the content came.
+/// The progress of a check of the contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// Keys checked.
+    /// Number of checked keys.
     pub keys: u64,
-    /// Keys there are.
+    /// Total number of keys.
     pub of: u64,
 }
 
 impl Verified {
-    /// Whether every key was checked, and with them the digest.
+    /// Returns whether all keys were checked, and so the digest.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.keys == self.of
@@ -31,8 +31,8 @@ impl Verified {
 }
 
 impl Store {
-    /// Checks what holds still even while the owner writes: that this is an arena, of a version
-    /// known here, of this size, with sane bounds.
+    /// Checks the parts that are constant even while the owner writes: that this is an arena of a
+    /// known version, of this size, with valid bounds.
     ///
     /// # Errors
     /// [`ArenaError::Incompatible`], [`ArenaError::Corrupt`].
@@ -65,7 +65,7 @@ impl Store {
         self.buckets().map(drop)
     }
 
-    /// Checks that no change was left half done.
+    /// Checks that no change was left incomplete.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -92,7 +92,7 @@ impl Store {
         let mut unclocked = 0;
         let mut spent = false;
         for bucket in 0..self.buckets()? {
-            // An empty bucket costs something too.
+            // An empty bucket takes time too.
             unclocked += 64;
             self.visit_bucket(bucket, |found| {
                 unclocked += found.entry.value_len + 64;

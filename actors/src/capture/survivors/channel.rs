@@ -1,7 +1,7 @@
-//! The daemon's end of the channel on which a survivor sends what it has read: VMCORE_*.
+//! The daemon's end of the channel on which a survivor sends the memory that it has read: VMCORE_*.
 //!
-//! Invariants: of a survivor at most [`AHEAD`] shares of 1 MiB are held here. It sends nothing that was not asked for, nor
-//! anything twice, and is silent for at most [`ANSWER_TIMEOUT`], or the channel ends.
+//! Invariants: the daemon holds at most [`AHEAD`] shares of 1 MiB of a survivor. The channel ends when the survivor
+//! sends unrequested data, sends data twice, or is silent for longer than [`ANSWER_TIMEOUT`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use kmp_transport::peer::next_on_bulk;
 
 use super::{HelpError, Job};
 
-/// Shares that a survivor is asked for before the first of them is here.
+/// Number of shares that the daemon requests from a survivor before the first of them has arrived.
 const AHEAD: usize = 2;
-/// Longest silence of a survivor that was asked for something.
+/// Maximum silence of a survivor after a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time for a survivor to say that it lets go of what it was lent.
+/// Maximum time until a survivor confirms that it no longer uses the lent memory.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A survivor that was lent memory.
@@ -35,7 +35,7 @@ pub(super) struct Lent<'a> {
 }
 
 impl Lent<'_> {
-    /// Reads shares until there are none left. Has given back those that it did not read, at the end.
+    /// Reads shares until none are left. At the end, it has given back all shares that it did not read.
     pub(super) async fn read_shares(
         &mut self,
         name: &str,
@@ -62,7 +62,7 @@ impl Lent<'_> {
         }
     }
 
-    /// What it was lent of the memory.
+    /// Returns the ranges of the memory that the survivor can read through its loan.
     fn reach(&self) -> Vec<PhysRange> {
         let windows = self.loan.windows.iter().take(WINDOWS_MAX);
         let range = windows.map(|window| PhysRange {
@@ -98,13 +98,14 @@ impl Lent<'_> {
         .await
     }
 
-    /// The sequence that it was sent with.
+    /// Sends a message. Returns its sequence.
     async fn send(&mut self, message: Kmp) -> Result<u32, HelpError> {
         let sent = self.connection.writer.send(&message);
         in_time(ANSWER_TIMEOUT, sent).await
     }
 
-    /// Takes what was asked for with the oldest VMCORE_START, which had the sequence `asked`; whether it is whole.
+    /// Receives the data of the oldest VMCORE_START, which had the sequence `asked`. Returns whether the share is
+    /// complete.
     async fn receive(&mut self, share: &mut Share, asked: u32) -> Result<bool, HelpError> {
         let mut receiving = Receiving::new(self.job.capture);
         loop {
@@ -136,7 +137,8 @@ impl Lent<'_> {
         }
     }
 
-    /// Says that nothing more is wanted, and waits until the survivor uses nothing of it any more.
+    /// Tells the survivor that the daemon wants no more data, and waits until the survivor no longer uses the lent
+    /// memory.
     pub(super) async fn let_go(&mut self) -> Result<(), HelpError> {
         let capture = self.job.capture;
         let end = Kmp::VmcoreComplete(VmcoreComplete {
@@ -161,12 +163,12 @@ impl Lent<'_> {
     }
 }
 
-/// What a survivor sends by itself.
+/// Returns true for messages that a survivor sends without a request.
 fn memory(message: &Kmp) -> bool {
     matches!(message, Kmp::VmcoreData(_) | Kmp::VmcoreComplete(_))
 }
 
-/// What the survivor does, unless it takes too long.
+/// Waits for the survivor, up to a timeout.
 async fn in_time<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, ConnectionError>>,
@@ -175,7 +177,7 @@ async fn in_time<T>(
     Ok(done.map_err(|_| HelpError::Silent(limit))??)
 }
 
-/// The next share, at the pace of the capture. Where it need not wait for one, it does not.
+/// Returns the next share, at the pace of the capture. Waits for a share only if `wait` is true.
 async fn next(helper: &Arc<Helper>, pace: &Option<Arc<Pace>>, wait: bool) -> Option<Share> {
     let (helper, pace) = (Arc::clone(helper), pace.clone());
     #[expect(
@@ -195,11 +197,11 @@ async fn next(helper: &Arc<Helper>, pace: &Option<Arc<Pace>>, wait: bool) -> Opt
     taken.await.ok().flatten()
 }
 
-/// What has come of one share.
+/// The progress of one share.
 struct Receiving {
     capture: u64,
     begun: bool,
-    /// First address that may still come.
+    /// Lowest address that the next chunk may have.
     next: u64,
     bytes: u64,
 }
@@ -214,7 +216,7 @@ impl Receiving {
         }
     }
 
-    /// Takes a message; the last one when it is that.
+    /// Handles a message. Returns it if it is the last one of the share.
     fn take(
         &mut self,
         message: &Kmp,
@@ -237,7 +239,7 @@ impl Receiving {
         }
     }
 
-    /// Puts a chunk to where it belongs. They come in their order, so what was put is not put again.
+    /// Copies a chunk to its place in the share. Chunks arrive in address order, so no place is written twice.
     fn put(&mut self, data: &VmcoreData, share: &mut Share) -> Result<(), HelpError> {
         let (start, length) = (data.fixed.address, data.fixed.length);
         if length > CHUNK_MAX_BYTES.into() {

@@ -5,11 +5,11 @@
 //!  connect ─▶ lend ─▶ VMCORE_START ─▶ VMCORE_DATA … ─▶ VMCORE_COMPLETE
 //!     │         │            └── fails: others read the share ──┐ nothing is left
 //!     ▼         ▼                                               ▼
-//!  others read all                             VMCORE_COMPLETE ─▶ what was lent is taken back
+//!  others read all                             VMCORE_COMPLETE ─▶ the loan is taken back
 //! ```
 //!
-//! Invariants: no capture waits for a survivor that others can do without. What it was lent is taken back, however it
-//! ends.
+//! Invariants: a capture waits for no survivor if others can read its share. The daemon takes lent memory back,
+//! however the capture ends.
 
 mod channel;
 
@@ -35,9 +35,9 @@ use super::{CaptureError, Captures};
 use crate::model::generation::AnyGeneration;
 use crate::platform::transport::PeerKey;
 
-/// Most survivors that help with one capture.
+/// Maximum number of survivors that help with one capture.
 pub const SURVIVORS_MAX: usize = 8;
-/// Who is lent memory, or has it taken back. Clones share it.
+/// Instances that have borrowed memory, or whose memory is being taken back. Clones share the set.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Borrowers(Arc<Borrowing>);
 
@@ -47,7 +47,7 @@ struct Borrowing {
     fewer: Notify,
 }
 
-/// One of them, until it is dropped.
+/// One borrower; it leaves the set when it is dropped.
 struct Borrower(Borrowers, PeerKey);
 
 impl Borrowers {
@@ -55,7 +55,7 @@ impl Borrowers {
         self.0.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until it is none any more: whatever is done with one has a bound of its own.
+    /// Waits until this instance is no longer in the set: every user of the set has its own timeout.
     async fn join(&self, row: &AnyGeneration) -> Borrower {
         let key = PeerKey {
             instance: row.instance.clone(),
@@ -89,14 +89,14 @@ impl Read {
         *all.entry(survivor.to_owned()).or_default() += bytes;
     }
 
-    /// By name; nobody who has read nothing.
+    /// Returns the bytes read, by survivor name; survivors that have read nothing are absent.
     pub(super) fn all(&self) -> BTreeMap<String, u64> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.clone()
     }
 }
 
-/// What is read, and how.
+/// A capture's memory, and how to read it.
 pub(super) struct Job {
     /// Number of the capture.
     capture: u64,
@@ -104,12 +104,13 @@ pub(super) struct Job {
     memory: Vec<MemoryRange>,
     pace: Option<Arc<Pace>>,
     read: Read,
-    /// Held so that its path in `memory` names nothing else, also when the memory is released meanwhile.
+    /// Keeps the file open, so that its path in `memory` names this file even if the memory is released in the
+    /// meantime.
     _file: File,
 }
 
 impl Job {
-    /// The memory of `generation`, which lies in one file.
+    /// Creates a job for the memory of `generation`, which is in one file.
     pub(super) fn new(
         capture: u64,
         generation: u64,
@@ -137,7 +138,7 @@ impl Job {
         })
     }
 
-    /// Asks the survivors to help. What each of them has read by now is in the answer at any time.
+    /// Asks the survivors to help. The returned value always shows the bytes that each survivor has read so far.
     pub(super) fn ask(
         self,
         captures: &Captures,
@@ -154,7 +155,7 @@ impl Job {
     }
 }
 
-/// Why a survivor does not help, or not any more.
+/// Why a survivor does not help, or no longer helps.
 #[derive(Debug, thiserror::Error)]
 enum HelpError {
     #[error("connecting: {0}")]
@@ -179,7 +180,7 @@ enum HelpError {
     OtherTotal { announced: u64, found: u64 },
 }
 
-/// Takes back what a daemon before this one has lent to an instance that was found running.
+/// Takes back memory that an earlier daemon lent to an instance that was found running.
 pub(crate) fn take_back_left(captures: &Captures, row: &AnyGeneration) {
     let (captures, row) = (captures.clone(), row.clone());
     actix::spawn(async move {
@@ -200,7 +201,7 @@ pub(crate) fn take_back_left(captures: &Captures, row: &AnyGeneration) {
     });
 }
 
-/// Everything with one survivor, until there is nothing left to read, or it fails.
+/// Handles one survivor until nothing is left to read or the survivor fails.
 async fn help(captures: Captures, row: AnyGeneration, job: Arc<Job>, helper: Arc<Helper>) {
     let log = captures
         .platform
@@ -213,7 +214,7 @@ async fn help(captures: Captures, row: AnyGeneration, job: Arc<Job>, helper: Arc
             info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
         }
         Err(error) => {
-            // It may quote what the survivor's agent answered.
+            // The error may quote the answer of the survivor's agent.
             let reason = crate::model::guest_text::line(&error.to_string());
             warn!(log, "a survivor does not help with a vmcore any more"; "reason" => reason);
         }
@@ -260,7 +261,7 @@ async fn borrow_and_read(
         Ok(()) => lent.let_go().await,
         failed => failed,
     };
-    // Its agent lets go when the channel ends, at the latest.
+    // The agent releases the lent memory when the channel ends, at the latest.
     drop(lent);
     captures
         .generations

@@ -1,4 +1,4 @@
-//! What the daemon shows of itself.
+//! The daemon's own status.
 
 use kmorph_control_api as api;
 

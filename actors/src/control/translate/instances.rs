@@ -1,4 +1,4 @@
-//! What instances show of themselves.
+//! Status of instances.
 
 use kmorph_control_api as api;
 use kmp_proto::instance::Condition;

@@ -1,4 +1,5 @@
-//! Between the daemon's types and those of the control API. A field of either can be renamed here, and nowhere else.
+//! Converts between the daemon's types and those of the control API. To rename a field of either, only this module
+//! changes.
 
 mod daemon;
 mod instances;
@@ -16,7 +17,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Each of several, translated.
+/// Converts each element.
 pub(super) fn each<A, B: From<A>>(all: impl IntoIterator<Item = A>) -> Vec<B> {
     all.into_iter().map(B::from).collect()
 }

@@ -1,4 +1,4 @@
-//! What the journal keeps: operations, morphs, recoveries, captures, self-tests, events.
+//! Records of the journal: operations, morphs, recoveries, captures, self-tests, events.
 
 use kmorph_control_api as api;
 use serde::Serialize;
@@ -49,7 +49,7 @@ impl From<Progress> for api::Progress {
     }
 }
 
-/// A result as the API shows it; none of these types fails to become JSON.
+/// Returns a result in the API's format. Serialization of these types does not fail.
 fn json<T: Serialize>(shown: T) -> serde_json::Value {
     serde_json::to_value(shown).unwrap_or_default()
 }

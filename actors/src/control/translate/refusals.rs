@@ -1,4 +1,4 @@
-//! Refusals and failures, and what to do about them with `kmorphctl`.
+//! Refusals and failures, with the next step for users of `kmorphctl`.
 
 use kmorph_control_api::{ApiError, ErrorCode};
 
@@ -39,7 +39,7 @@ impl From<Failure> for ApiError {
     }
 }
 
-/// What to do, for somebody who has `kmorphctl`.
+/// Returns the next step as text, for users of `kmorphctl`.
 fn said(step: NextStep) -> String {
     match step {
         NextStep::Text(text) => text,
@@ -47,7 +47,7 @@ fn said(step: NextStep) -> String {
     }
 }
 
-/// What is put in place of a name or an id that an older daemon did not write down.
+/// Replaces a name or an id that an older daemon did not record.
 fn named(name: String) -> String {
     match name.is_empty() {
         true => "NAME".to_owned(),
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// One of each: a new command is added here, or this does not compile.
+    /// Returns one of each command. A new command must be added here, or this code does not compile.
     fn all() -> Vec<Command> {
         let instance = || "web".to_owned();
         let wanted = "morphed".to_owned();
@@ -226,7 +226,7 @@ mod tests {
         all
     }
 
-    /// The command lines that a hint quotes.
+    /// Returns the command lines that a hint quotes.
     fn quoted(hint: &str) -> Vec<String> {
         let quoted = hint.split('`').skip(1).step_by(2).map(str::to_owned);
         quoted.collect()
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn every_command_line_in_a_hint_is_one_that_kmorphctl_takes() {
         for command in all() {
-            // Older daemons wrote the command alone.
+            // Older daemons wrote only the command's name.
             let name = serde_json::to_value(&command).unwrap()["command"].clone();
             let mut steps = vec![NextStep::from(command)];
             let alone = serde_json::json!({ "command": name });

@@ -1,4 +1,4 @@
-//! Requests, and the policies and programs in them.
+//! Requests, and the policies and programs that they contain.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::model::{
     VmcorePolicy, Workload,
 };
 
-// A client checks a policy against these before it sends the policy.
+// A client checks a policy against these limits before it sends the policy.
 const _: () = assert!(
     api::POLICY_MIN_HEARTBEAT_S == POLICY_MIN_HEARTBEAT_S
         && api::POLICY_MAX_TIMEOUT_S == POLICY_MAX_TIMEOUT_S

@@ -57,8 +57,8 @@ pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     )))
 }
 
-/// Maximum total size of arguments and environment, in bytes. A program may use a quarter of its stack limit
-/// (execve(2)). Instances inherit the limit of this process; guests have a larger one.
+/// Returns the maximum total size of arguments and environment, in bytes. A program may use a quarter of its
+/// stack limit (execve(2)). Instances inherit the limit of this process; guests have a larger one.
 fn exec_bytes() -> usize {
     let stack = getrlimit(Resource::RLIMIT_STACK).map_or(0, |(soft, _)| soft);
     let quarter = usize::try_from(stack / 4).unwrap_or(usize::MAX);
@@ -126,7 +126,7 @@ fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The size that the kernel counts for a string of `length` bytes.
+/// Returns the size that the kernel counts for a string of `length` bytes.
 fn string_bytes(what: &str, length: usize, text: &str) -> Result<usize, String> {
     if text.contains('\0') {
         return Err(format!("{what} has a NUL in it"));

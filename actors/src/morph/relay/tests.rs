@@ -38,7 +38,7 @@ fn hello(role: PeerRole) -> Hello {
     }
 }
 
-/// The two ends of a bulk channel: the daemon's and the instance's.
+/// Returns the two ends of a bulk channel: the daemon's and the instance's.
 async fn channel() -> (Connection, Connection) {
     let (near, far) = memory();
     let instance = hello(PeerRole::Instance);
@@ -265,7 +265,7 @@ async fn a_request_on_a_daemons_bulk_channel_is_refused_and_the_round_goes_on() 
     assert!(morph.round.await.unwrap().is_ok());
 }
 
-/// A side that sends a damaged frame.
+/// Returns a side that sends a damaged frame.
 async fn damaged(side: Side) -> (BoxedLink, tokio::task::JoinHandle<Result<Moved, Broken>>) {
     let (near, mut far) = memory();
     let greeting = actix::spawn(greet(near, hello(PeerRole::Daemon)));

@@ -1,14 +1,14 @@
-//! The newest id, where it outlives the daemon.
+//! Stores the newest event id in a file that outlives the daemon.
 //!
-//! The file is written without waiting for the disk: what the kernel was given stays when a daemon is killed. With
-//! the host it may be lost, so it says in which boot it was written.
+//! The file is written without waiting for the disk: the kernel keeps the data when a daemon is killed. A crash of
+//! the host may lose it, so the file also contains the host's boot id.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Longest content, bytes: a boot id and a number.
+/// Maximum size of the content, bytes: a boot id and a number.
 const CONTENT_MAX_BYTES: usize = 128;
 
 /// The file.
@@ -19,8 +19,8 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Opens or makes the file at `path`. With it the newest id that a daemon has given since the host's boot
-    /// `boot_id`, if that is known.
+    /// Opens or creates the file at `path`. Also returns the newest id that a daemon has assigned since the
+    /// host's boot `boot_id`, if known.
     pub(super) fn open(path: &Path, boot_id: &str) -> io::Result<(Self, Option<u64>)> {
         let file = File::options()
             .read(true)
@@ -37,9 +37,9 @@ impl Mark {
         Ok((Self { file, boot_id }, found))
     }
 
-    /// Notes the newest id.
+    /// Writes the newest id.
     pub(super) fn note(&self, id: u64) -> io::Result<()> {
-        // Of one length always, so that no end of an older content is left.
+        // The length is constant, so that the content replaces the older one completely.
         let content = format!("{} {id:020}\n", self.boot_id);
         self.file.write_all_at(content.as_bytes(), 0)
     }

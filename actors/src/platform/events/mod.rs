@@ -1,14 +1,14 @@
-//! The event stream: what happened, numbered, kept for those who come back.
+//! The event stream: numbered events, kept for clients that reconnect.
 //!
-//! Readers pull: each holds the id it wants next and waits for the log to grow, so a slow reader
-//! costs nothing and can never hold up a writer. The newest events are in memory, all that are kept
-//! ([`EVENTS_KEPT`](crate::platform::journal::EVENTS_KEPT)) in the journal; a reader that fell behind those is told so with a
-//! [`EventKind::Gap`].
+//! Readers pull: each reader stores the id that it wants next and waits for the log to grow, so a slow reader costs
+//! nothing and cannot delay a writer. Memory holds the newest events, the journal all stored ones
+//! ([`EVENTS_KEPT`](crate::platform::journal::EVENTS_KEPT)). A reader that has fallen behind the stored events receives
+//! a [`EventKind::Gap`].
 //!
-//! Ids only grow, also across restarts. Events that were on their way to the disk when a daemon was killed are lost,
-//! but readers may have seen them: the newest id is noted in a file that outlives the daemon, and the next one goes on
-//! after it. Only after a crash of the host, which loses that file, ids jump, by the [`EVENTS_UNDER_WAY_MAX`] events that
-//! can have been on their way.
+//! Ids only grow, also across restarts. When a daemon is killed, the events on their way to the disk are lost, but
+//! readers may have seen them. The newest id is therefore stored in a file that outlives the daemon, and the next
+//! daemon continues after it. Only a crash of the host loses that file; then the ids jump by [`EVENTS_UNDER_WAY_MAX`],
+//! the maximum number of events on their way.
 
 mod mark;
 
@@ -27,9 +27,9 @@ use mark::Mark;
 use crate::platform::journal::{Change, EventsAfter, JOURNAL_MAILBOX, Journal, NOTES_MAX, Note};
 use crate::platform::wall_clock;
 
-/// Events kept in memory for streams.
+/// Number of events kept in memory for streams.
 pub const EVENTS_IN_MEMORY: usize = 4096;
-/// Events that may be on their way to the disk.
+/// Maximum number of events on their way to the disk.
 pub const EVENTS_UNDER_WAY_MAX: usize = JOURNAL_MAILBOX + NOTES_MAX;
 
 /// The log. Cheap to clone; shared by all threads.
@@ -51,17 +51,17 @@ struct Kept {
     mark: Option<Mark>,
 }
 
-/// An event as it is kept: encoded once, and shared by the journal and every stream. As text it takes a fraction of
-/// the memory that its details take as values.
+/// A stored event: encoded once, and shared by the journal and all streams. Its details as text take a fraction of
+/// the memory that they take as values.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// Its id.
     pub id: u64,
-    /// What.
+    /// Its kind.
     pub kind: EventKind,
-    /// The instance concerned.
+    /// The instance, if any.
     pub instance: Option<Box<str>>,
-    /// All of it, as JSON.
+    /// The whole event, as JSON.
     pub json: Arc<str>,
 }
 
@@ -75,32 +75,32 @@ impl Encoded {
         })
     }
 
-    /// The event.
+    /// Decodes the event.
     ///
     /// # Errors
-    /// When another version of kmorphd wrote what this one cannot read.
+    /// When another version of kmorphd wrote an event that this version cannot decode.
     pub fn decode(&self) -> Result<Event, serde_json::Error> {
         serde_json::from_str(&self.json)
     }
 }
 
-/// An event before it has its id and time.
+/// An event without its id and time.
 #[derive(Clone, Debug)]
 pub struct Draft {
-    /// What.
+    /// Its kind.
     pub kind: EventKind,
-    /// The instance concerned.
+    /// The instance, if any.
     pub instance: Option<String>,
     /// Its generation.
     pub generation: Option<u64>,
     /// One line for people.
     pub message: String,
-    /// More, for programs.
+    /// Details for programs.
     pub detail: serde_json::Value,
 }
 
 impl Draft {
-    /// An event of the daemon itself.
+    /// Returns an event of the daemon itself.
     pub fn daemon(message: impl Into<String>) -> Self {
         let (instance, generation) = (None, None);
         let message = message.into();
@@ -113,7 +113,7 @@ impl Draft {
         }
     }
 
-    /// An event of one instance.
+    /// Returns an event of one instance.
     pub fn of(
         kind: EventKind,
         instance: &str,
@@ -130,7 +130,7 @@ impl Draft {
         }
     }
 
-    /// The same with details.
+    /// Returns this event with details.
     #[must_use]
     pub fn with(mut self, detail: serde_json::Value) -> Self {
         self.detail = detail;
@@ -139,8 +139,8 @@ impl Draft {
 }
 
 impl EventLog {
-    /// A log that goes on after `stored`, the newest events that the journal has. The newest id is noted in the file
-    /// `mark`, in the host's boot `boot_id`.
+    /// Creates a log that continues after `stored`, the newest events in the journal. It stores its newest id in
+    /// the file `mark`, together with the host's boot id `boot_id`.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -173,8 +173,8 @@ impl EventLog {
         })
     }
 
-    /// Adds an event, tells the readers, and hands it to the journal without waiting: an event is a
-    /// report, not a decision, and may be lost with the daemon.
+    /// Adds an event, notifies the readers, and passes the event to the journal without waiting: an
+    /// event is a report, not a decision, and may be lost with the daemon.
     pub fn publish(&self, draft: Draft) {
         let (id, json) = {
             let mut kept = self.kept();
@@ -188,7 +188,7 @@ impl EventLog {
                 detail: draft.detail,
             };
             kept.next_id += 1;
-            // Without it the next daemon's ids jump; nothing else is lost.
+            // If this write fails, the next daemon's ids jump; nothing else is lost.
             let noted = kept.mark.as_ref().map(|mark| mark.note(event.id));
             if matches!(noted, Some(Err(_))) {
                 kept.mark = None;
@@ -211,18 +211,18 @@ impl EventLog {
         }
     }
 
-    /// Events that did not reach the journal because it was behind or gone.
+    /// Returns the number of events that did not reach the journal because it was slow or had ended.
     pub fn not_stored(&self) -> u64 {
         self.kept().not_stored
     }
 
-    /// Id of the newest event, and a receiver that wakes when there is a newer one.
+    /// Returns the id of the newest event, and a receiver that wakes for a newer one.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.newest.subscribe()
     }
 
-    /// Up to `limit` events after the one with id `after`, oldest first; none when there is nothing newer. Begins with
-    /// a [`EventKind::Gap`] when some of them are not kept any more, or cannot be had.
+    /// Returns up to `limit` events after the event with id `after`, oldest first; none if no event is newer. The list
+    /// begins with a [`EventKind::Gap`] if some events are no longer stored or cannot be read.
     pub async fn after(&self, after: u64, limit: usize) -> Vec<Encoded> {
         let (found, reaches_back) = self.in_memory(after, limit);
         if reaches_back {
@@ -230,7 +230,7 @@ impl EventLog {
         }
         let asked = self.inner.journal.send(EventsAfter { after, limit });
         match tokio::time::timeout(JOURNAL_TIMEOUT, asked).await {
-            // Nothing was between them.
+            // No events are missing in between.
             Ok(Ok(Ok(stored))) if stored.events.is_empty() => found,
             Ok(Ok(Ok(stored))) => {
                 let events = stored.events.iter().flat_map(Encoded::new).collect();
@@ -241,7 +241,7 @@ impl EventLog {
         }
     }
 
-    /// What memory has after `after`, and whether it has all of it.
+    /// Returns the events in memory after `after`, and whether they are complete.
     fn in_memory(&self, after: u64, limit: usize) -> (Vec<Encoded>, bool) {
         let kept = self.kept();
         let start = kept.events.partition_point(|e| e.id <= after);
@@ -264,10 +264,10 @@ impl EventLog {
     }
 }
 
-/// Longest wait for the journal to read events back.
+/// Maximum wait for the journal to read events.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Says before `found` that some events after `after` are missing, if they are.
+/// If events after `after` are missing, inserts a gap before `found`.
 fn with_gap(after: u64, missing: bool, mut found: Vec<Encoded>) -> Vec<Encoded> {
     let Some(oldest) = found
         .first()
@@ -395,7 +395,7 @@ mod tests {
         for n in 0..5 {
             log.publish(Draft::daemon(n.to_string()));
         }
-        // Of five the journal had stored two when it was killed.
+        // The journal had stored two of five events when the daemon was killed.
         let stored = log.after(0, 2).await;
         let stored: Vec<_> = stored.iter().map(|event| event.decode().unwrap()).collect();
         let next = EventLog::new(stored.clone(), journal.clone(), &mark, "boot").unwrap();

@@ -1,8 +1,8 @@
-//! Copies of the journal, for the day on which it is damaged.
+//! Backups of the journal, in case it is damaged.
 //!
-//! A copy is made before the schema is changed, and daily while a daemon runs: by SQLite itself, from a connection of
-//! its own, on a thread of its own, so that no change waits for it. It is checked before it takes its name, and only
-//! then the oldest one goes: a damaged journal replaces no good copy.
+//! The daemon makes a copy before it changes the schema, and daily while it runs. SQLite copies over a separate
+//! connection on a separate thread, so that no change waits for the copy. A copy is checked before it receives its
+//! name, and only then is the oldest one removed: a damaged journal never replaces a good copy.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -15,46 +15,46 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::platform::ambient;
 
-/// Copies that are kept.
+/// Number of copies to keep.
 pub(super) const BACKUPS_KEPT: usize = 7;
-/// Age of the newest copy at which another one is made.
+/// Age of the newest copy after which the daemon makes another one.
 pub(super) const BACKUP_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Longest time that a copy waits for a lock of the journal.
+/// Maximum time that a copy waits for a lock on the journal.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The directory of the copies, in the state directory.
+/// Name of the copies' directory in the state directory.
 const DIRECTORY: &str = "backups";
 const PREFIX: &str = "journal-";
 const SUFFIX: &str = ".sqlite";
 
-/// Why there is no copy, or why one was not put back.
+/// Why no copy was made, or why a copy was not restored.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BackupError {
-    /// The system refused something.
+    /// A system call failed.
     #[error("{what} {path:?}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
-        /// On what.
+        /// Its object.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// SQLite refused something.
+    /// SQLite failed.
     #[error("{what} {path:?}: {source}")]
     Database {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
-        /// On what.
+        /// Its object.
         path: PathBuf,
-        /// SQLite's reason.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// The copy is damaged itself.
+    /// The copy itself is damaged.
     #[error("{path:?} is damaged: {reason}")]
     Damaged {
         /// The copy.
         path: PathBuf,
-        /// What SQLite found.
+        /// SQLite's finding.
         reason: String,
     },
 }
@@ -69,7 +69,7 @@ fn database(what: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> 
     move |source| BackupError::Database { what, path, source }
 }
 
-/// The copies of the journal in `state_dir` with their times, newest first.
+/// Returns the copies of the journal in `state_dir` with their times, newest first.
 fn all(state_dir: &Path) -> Vec<(SystemTime, PathBuf)> {
     let entries = std::fs::read_dir(state_dir.join(DIRECTORY));
     let mut found: Vec<_> = entries
@@ -83,12 +83,12 @@ fn all(state_dir: &Path) -> Vec<(SystemTime, PathBuf)> {
         })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
-    // Copies of the same moment by their names, which have their numbers.
+    // Sort copies of the same time by their names, which contain their numbers.
     found.sort_by(|a, b| b.cmp(a));
     found
 }
 
-/// The newest copy that is not damaged.
+/// Returns the newest undamaged copy.
 pub(super) fn newest_good(state_dir: &Path) -> Option<PathBuf> {
     let mut copies = all(state_dir).into_iter();
     copies
@@ -96,21 +96,21 @@ pub(super) fn newest_good(state_dir: &Path) -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
-/// Whether the newest copy is [`BACKUP_AGE`] old, or there is none.
+/// Whether no copy exists, or the newest one is older than [`BACKUP_AGE`].
 #[expect(
     clippy::disallowed_methods,
     reason = "the system gave the copy its time"
 )]
 pub(super) fn is_due(state_dir: &Path) -> bool {
     let newest = all(state_dir).into_iter().next();
-    // A time in the future is no reason to make none: the clock was set back.
+    // A copy from the future does not make a new copy due: the clock was set back.
     newest.is_none_or(|(made, _)| made.elapsed().is_ok_and(|age| age >= BACKUP_AGE))
 }
 
-/// Makes a copy of the journal in `state_dir`, checks it, and removes the oldest ones.
+/// Makes a copy of the journal in `state_dir`, checks it, and removes the oldest copies.
 ///
 /// # Errors
-/// When it cannot be made, or is not good; the others stay then.
+/// When the copy cannot be made or is damaged; the other copies then stay.
 pub(super) fn make(state_dir: &Path) -> Result<PathBuf, BackupError> {
     let directory = state_dir.join(DIRECTORY);
     let made = DirBuilder::new()
@@ -137,9 +137,9 @@ pub(super) fn make(state_dir: &Path) -> Result<PathBuf, BackupError> {
     Ok(copy)
 }
 
-/// Copies `journal` into the new file `copy`, which is complete, checked and on the disk then.
+/// Copies `journal` into the new file `copy`. On return, the copy is complete, checked and on the disk.
 fn write(journal: &Path, copy: &Path) -> Result<(), BackupError> {
-    // SQLite takes an empty file that is there; it would make one that others may read.
+    // SQLite accepts an existing empty file; a file that SQLite creates would be readable by others.
     File::options()
         .write(true)
         .create_new(true)
@@ -158,20 +158,21 @@ fn write(journal: &Path, copy: &Path) -> Result<(), BackupError> {
     sync(copy)
 }
 
-/// Deletes from every copy what the journal in `state_dir` knows to have ended since: rows of instances hold the
-/// environments of workloads, and passwords in them must not outlive the instance.
+/// Deletes the rows of ended instances from all copies, as far as the journal in `state_dir` knows them: the rows
+/// contain the environments of workloads, and passwords in these must not outlive the instance.
 ///
-/// An instance has ended when the journal has counted its generations as far as the copy has, and has no instance of
-/// that name and time of creation. So a journal that was put back from an older copy takes nothing from a newer one.
+/// An instance has ended if the journal's generation counter has reached the copy's, and the journal has no instance
+/// with that name and creation time. So a journal that was restored from an older copy removes nothing from a newer
+/// one.
 ///
 /// # Errors
-/// The first failure; the other copies are gone through nevertheless.
+/// The first failure; the remaining copies are still processed.
 pub(super) fn scrub(state_dir: &Path) -> Result<(), BackupError> {
     let journal = state_dir.join(JOURNAL_NAME);
     let mut result = Ok(());
     for (made, copy) in all(state_dir) {
         let scrubbed = scrub_one(&journal, &copy).map_err(database("scrubbing", &copy));
-        // The time tells how old the copy is.
+        // The time shows the age of the copy.
         let dated = File::options()
             .append(true)
             .open(&copy)
@@ -187,7 +188,7 @@ fn scrub_one(journal: &Path, copy: &Path) -> rusqlite::Result<()> {
     let db = Connection::open_with_flags(copy, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     db.pragma_update(None, "secure_delete", "ON")?;
-    // In a file, the old pages would stay on the disk. A copy that a crash damages now is passed over.
+    // A rollback journal on disk would keep the old pages there. A copy that a crash damages now is skipped later.
     db.pragma_update(None, "journal_mode", "MEMORY")?;
     db.execute("ATTACH ?1 AS live", [journal.to_string_lossy()])?;
     db.execute(
@@ -201,7 +202,7 @@ fn scrub_one(journal: &Path, copy: &Path) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// A name that no copy has: times have a resolution, and clocks are set back.
+/// Returns an unused name: timestamps have a limited resolution, and clocks are set back.
 fn free_name(directory: &Path) -> PathBuf {
     let mut number = ambient::calendar().as_millisecond().max(0);
     loop {
@@ -213,7 +214,7 @@ fn free_name(directory: &Path) -> PathBuf {
     }
 }
 
-/// Refuses a database that SQLite finds damaged.
+/// Refuses a damaged database.
 fn check(path: &Path) -> Result<(), BackupError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
     let db = Connection::open_with_flags(path, flags).map_err(database("opening", path))?;
@@ -232,7 +233,7 @@ fn check(path: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// What is wrong with a database; `None` when nothing is.
+/// Returns the damage of a database, as SQLite reports it; `None` for an undamaged one.
 pub(super) fn damage(db: &Connection) -> rusqlite::Result<Option<String>> {
     let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     Ok((found != "ok").then_some(found))
@@ -243,13 +244,13 @@ fn sync(path: &Path) -> Result<(), BackupError> {
     opened.map_err(system("writing to the disk", path))
 }
 
-/// Puts `copy` in the place of the journal in `state_dir`, which is kept under another name. Returns that name; none
-/// when there was no journal.
+/// Replaces the journal in `state_dir` with `copy`, and keeps the old journal under another name. Returns that name, or
+/// `None` if there was no journal.
 ///
 /// No daemon may run on this directory.
 ///
 /// # Errors
-/// When `copy` is damaged, or the system refuses; the journal is as it was then, or under the other name.
+/// When `copy` is damaged, or the system fails; the journal is then unchanged, or exists under the other name.
 pub(super) fn restore(state_dir: &Path, copy: &Path) -> Result<Option<PathBuf>, BackupError> {
     check(copy)?;
     let journal = state_dir.join(JOURNAL_NAME);
@@ -267,7 +268,7 @@ pub(super) fn restore(state_dir: &Path, copy: &Path) -> Result<Option<PathBuf>, 
     copied.map_err(system("copying into", &new))?;
     let seconds = ambient::calendar().as_second();
     let mut kept = None;
-    // The log belongs to the journal: with the copy it would be taken for the copy's.
+    // The log belongs to the old journal: SQLite would apply it to the copy.
     for part in ["", "-wal", "-shm"] {
         let from = state_dir.join(format!("{JOURNAL_NAME}{part}"));
         let to = state_dir.join(format!("{JOURNAL_NAME}.damaged-{seconds}{part}"));
@@ -288,7 +289,7 @@ mod tests {
     use super::*;
     use crate::platform::journal::store::Store;
 
-    /// A state directory with a journal.
+    /// Returns a state directory with a journal.
     fn state() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         drop(Store::open(dir.path()).unwrap());
@@ -323,7 +324,7 @@ mod tests {
         assert!(is_due(dir.path()));
     }
 
-    /// Writes an instance with a password, of a generation, in place of an earlier one of its name.
+    /// Writes an instance with a password and a generation; replaces an earlier instance with this name.
     fn put(journal: &Path, name: &str, created_at: &str, generation: u32) {
         let db = Connection::open(journal).unwrap();
         let row = format!(r#"{{"created_at": "{created_at}", "env": "hunter2"}}"#);
@@ -365,7 +366,7 @@ mod tests {
         let left = bytes.windows(7).filter(|found| found == b"hunter2").count();
         assert_eq!(left, 1, "of the one that lives");
 
-        // The journal that was put back has never heard of what the newer copy has.
+        // The restored journal does not know the instance in the newer copy.
         drop(db);
         restore(dir.path(), &older).unwrap();
         scrub(dir.path()).unwrap();

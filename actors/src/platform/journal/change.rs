@@ -1,4 +1,4 @@
-//! What the journal is told to change, and what it is found to hold at the daemon's start.
+//! Changes of the journal, and its contents at the daemon's start.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use crate::model::{DoctorReport, Event, Operation, Policy};
 use crate::model::generation::AnyGeneration;
 use crate::model::rows::{GenerationRow, InstanceRow, MorphRow, RecoveryRow};
 
-/// Everything in the journal, as read at the daemon's start.
+/// The whole journal, as read at the daemon's start.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// How often a daemon has started with this journal, this time included.
+    /// Number of daemon starts with this journal, including this one.
     pub incarnation: u64,
     /// Instances.
     pub instances: Vec<InstanceRow>,
     /// Generations not yet released.
     pub generations: Vec<AnyGeneration>,
-    /// Last generation number used, by instance name, also of instances that are gone.
+    /// Last generation number used, by instance name; includes instances that no longer exist.
     pub last_generation: std::collections::BTreeMap<String, u64>,
     /// Recoveries, oldest first.
     pub recoveries: Vec<RecoveryRow>,
@@ -30,19 +30,19 @@ pub struct Snapshot {
     pub doctor: Option<DoctorReport>,
 }
 
-/// One change; a list of them is one transaction.
+/// One change; a list of changes is one transaction.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Inserts an instance, or replaces all of it but its policy: whoever writes what became of an
-    /// instance may know an older policy.
+    /// Inserts an instance, or replaces all of it except its policy: the writer may know an older
+    /// policy.
     Instance(Box<InstanceRow>),
-    /// Changes the policy of an instance; nothing when it is gone.
+    /// Changes the policy of an instance; does nothing if the instance no longer exists.
     Policy(String, Box<Policy>),
     /// Removes an instance. Its generation counter stays.
     InstanceGone(String),
-    /// Inserts or replaces a generation, all of it but its boot id, and moves the counter of its instance.
+    /// Inserts or replaces a generation, except its boot id, and advances the counter of its instance.
     Generation(Box<GenerationRow>),
-    /// The boot id of a generation's first HELLO; nothing when the generation is gone.
+    /// Sets the boot id of a generation's first HELLO; does nothing if the generation no longer exists.
     Booted(String, u64, [u8; 16]),
     /// Removes a released generation.
     GenerationGone(String, u64),
@@ -50,10 +50,10 @@ pub enum Change {
     Recovery(Box<RecoveryRow>),
     /// Inserts or replaces a morph.
     Morph(Box<MorphRow>),
-    /// Inserts or replaces the operation of this number, which is encoded already.
+    /// Inserts or replaces the operation with this number, already encoded.
     Operation(u64, Arc<str>),
-    /// Adds the event with this id, which is encoded already.
+    /// Adds the event with this id, already encoded.
     Event(u64, Arc<str>),
-    /// Replaces what is remembered of the last self-test.
+    /// Replaces the stored result of the last self-test.
     Doctor(Box<DoctorReport>),
 }

@@ -1,4 +1,4 @@
-//! When copies of the journal are made and scrubbed: on a thread of its own, one at a time.
+//! Schedules copies of the journal and their scrubbing: on a separate thread, one at a time.
 
 use std::path::PathBuf;
 
@@ -7,17 +7,17 @@ use slog::{Logger, info, warn};
 use super::backup;
 use crate::platform::ambient::{self, Thread};
 
-/// The copies of a journal that are kept from now on.
+/// The backups of one journal.
 pub(super) struct Copies {
     dir: PathBuf,
     log: Logger,
     thread: Option<Thread>,
-    /// An instance has ended, and copies may still have its row.
+    /// An instance has ended, and copies may still contain its row.
     outdated: bool,
 }
 
 impl Copies {
-    /// Those of the journal in `dir`.
+    /// Backups of the journal in `dir`.
     pub(super) fn new(dir: PathBuf, log: Logger) -> Self {
         Self {
             dir,
@@ -27,20 +27,20 @@ impl Copies {
         }
     }
 
-    /// An instance has ended: its row is to be scrubbed from the copies.
+    /// Records that an instance has ended: its row must be removed from the copies.
     pub(super) fn outdate(&mut self) {
         self.outdated = true;
     }
 
-    /// Scrubs the copies if an instance has ended. The thread that is under way is not joined by another: the next
-    /// look comes.
+    /// Scrubs the copies if an instance has ended. Does not start a second thread next to one that runs: the next
+    /// check starts it.
     pub(super) fn scrub(&mut self) {
         if self.outdated {
             self.look();
         }
     }
 
-    /// Does what is due.
+    /// Starts the work that is due.
     pub(super) fn look(&mut self) {
         let under_way = self
             .thread

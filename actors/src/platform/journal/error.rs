@@ -1,4 +1,4 @@
-//! Why the journal cannot be opened, read or written, and what to do then.
+//! Errors of opening, reading and writing the journal, with the next step.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::platform::wall_clock;
 /// Why the journal could not be opened, read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
-    /// Another daemon has it.
+    /// Another daemon holds the lock.
     #[error(
         "another kmorphd uses the state directory {dir:?} (its lock file is held); stop it, or \
          give this one a state directory of its own"
@@ -19,7 +19,7 @@ pub enum JournalError {
         /// The state directory.
         dir: PathBuf,
     },
-    /// The directory or file cannot be used.
+    /// The directory or file is unusable.
     #[error(
         "the journal {path:?} cannot be opened: {reason}; the state directory must be writable"
     )]
@@ -29,10 +29,10 @@ pub enum JournalError {
         /// The system's or SQLite's reason.
         reason: String,
     },
-    /// Somebody else could read or change what is in the state directory.
+    /// Another user could read or change the contents of the state directory.
     #[error("the state directory is not used: {0}")]
     Unsafe(String),
-    /// Written by a newer kmorphd.
+    /// A newer kmorphd wrote the file.
     #[error("the journal has schema version {found}, this kmorphd knows up to {SCHEMA_VERSION}")]
     NewerSchema {
         /// The version found.
@@ -43,23 +43,23 @@ pub enum JournalError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         reason: String,
-        /// The newest good copy.
+        /// The newest undamaged copy.
         backup: Option<PathBuf>,
     },
-    /// The copy that is to be made before the schema is changed cannot be made.
+    /// The copy that precedes a change of the schema cannot be made.
     #[error(
         "the journal is not changed to schema {SCHEMA_VERSION} without a copy of it, which cannot be made: {reason}"
     )]
     NoBackup {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A copy was not put back.
+    /// A copy was not restored.
     #[error("the journal is not replaced: {reason}")]
     NotRestored {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The disk is full.
@@ -68,32 +68,32 @@ pub enum JournalError {
         /// SQLite's reason.
         reason: String,
     },
-    /// SQLite has found the file damaged; which file, and what to do, is known to who opened it.
+    /// SQLite has found the file damaged. The caller that opened the file knows its path and the next step.
     #[error("the journal is damaged: {reason}; the next start of kmorphd says what to do")]
     Broken {
         /// SQLite's reason.
         reason: String,
     },
-    /// Reading or writing failed otherwise.
+    /// Another read or write error.
     #[error("the journal cannot be read or written: {reason}")]
     Io {
         /// SQLite's reason.
         reason: String,
     },
-    /// A row does not parse: the file was changed by something else.
+    /// A row does not parse: another program has changed the file.
     #[error("the journal's table {table} has a row that does not parse: {reason}")]
     Corrupt {
         /// The table.
         table: &'static str,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The journal's own thread is gone.
+    /// The journal's thread has ended.
     #[error("the journal's actor is gone")]
     Gone,
 }
 
-/// How to go on with a damaged journal.
+/// Returns the next step for a damaged journal.
 fn what_to_do(path: &Path, backup: Option<&Path>) -> String {
     let directory = path.parent().unwrap_or(Path::new("/")).display();
     match backup {

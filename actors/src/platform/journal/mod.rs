@@ -1,15 +1,15 @@
 //! The Journal actor: the state database, and its only writer.
 //!
-//! It runs on a thread of its own, since a durable write waits for the disk. Every external effect
-//! (spawn, fence, freeze, switch, reclaim) is written before it is attempted and after it is
-//! confirmed. Rows carry what undoes them; nothing here decides anything.
+//! The actor runs on a separate thread, since a durable write waits for the disk. Every external effect (spawn,
+//! fence, freeze, switch, reclaim) is written before it is attempted and after it is confirmed. Rows contain the
+//! data that undoes them; this actor makes no decisions.
 //!
-//! What is decided waits for the disk, with [`Record`]. What only reports ([`Note`]) does not, and is
-//! written together with the next record, or when nothing was written for a while: a commit record
-//! must not stand in line behind the disk writes of a dozen events.
+//! A decision ([`Record`]) waits for the disk. A report ([`Note`]) does not: it is written together with the next
+//! record, or after a pause without writes, so that a commit record does not queue behind the disk writes of a
+//! dozen events.
 //!
-//! The disk takes as long for one transaction as for many in one. So records that arrive while the disk is waited
-//! for are written together: what hundreds of recoveries decide at the same time takes them a few writes.
+//! The disk takes as long for one transaction as for many in one. Records that arrive during a disk write are
+//! therefore written together: the decisions of hundreds of concurrent recoveries take a few writes.
 
 mod backup;
 mod change;
@@ -31,74 +31,74 @@ pub use store::{EVENTS_KEPT, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
 use store::{Readers, Store};
 use tokio::sync::oneshot;
 
-/// Transactions that may wait for the disk before new ones are refused.
+/// Maximum number of transactions that wait for the disk before new ones are refused.
 pub const JOURNAL_MAILBOX: usize = 4096;
 
-/// Notes that may wait to be written.
+/// Maximum number of notes that wait to be written.
 pub const NOTES_MAX: usize = 256;
-/// Records that are written together.
+/// Maximum number of records written together.
 pub const RECORDS_TOGETHER_MAX: usize = 256;
-/// Time without a write after which notes are written.
+/// Time without a write after which waiting notes are written.
 pub const NOTES_DELAY: Duration = Duration::from_millis(50);
 
 /// The actor. [`Journal::open`] starts it.
 pub struct Journal {
     store: Store,
-    /// What is written next, in the order in which it came.
+    /// The next changes to write, in the order of their arrival.
     queue: Vec<Entry>,
-    /// Records in it.
+    /// Number of records in the queue.
     records: usize,
     calm: Option<SpawnHandle>,
-    /// Why the last transaction failed, if it did.
+    /// Error of the last transaction, if it failed.
     failure: Option<JournalError>,
-    /// Copies of it, once they are kept.
+    /// The backups, once enabled.
     copies: Option<Copies>,
-    /// How the disk behaves, in a test.
+    /// Behaviour of the disk in a test.
     pace: Option<Box<dyn Pace>>,
 }
 
-/// How a test has the disk behave.
+/// A test's model of the disk.
 pub trait Pace {
-    /// How long the next transaction takes.
+    /// Returns the duration of the next transaction.
     fn delay(&mut self) -> Duration;
-    /// Whether it fails; nothing of it is written then.
+    /// Returns whether the next transaction fails; then nothing of it is written.
     fn fails(&mut self) -> bool;
-    /// Whether what stands in line is written when the daemon dies.
+    /// Returns whether queued changes are written when the daemon dies.
     fn outlives(&mut self) -> bool;
 }
 
-/// What stands in line for the next transaction.
+/// Changes that wait for the next transaction.
 struct Entry {
     changes: Vec<Change>,
-    /// Whoever waits for them; nobody for a note.
+    /// The caller that waits for the changes; `None` for a note.
     answer: Option<oneshot::Sender<Result<(), JournalError>>>,
 }
 
-/// Writes all changes in one transaction. Durable when answered.
+/// Writes all changes in one transaction. The changes are durable when the answer arrives.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), JournalError>")]
 pub struct Record(pub Vec<Change>);
 
-/// Writes a change some time, after what was sent before and before what is sent later. It may be lost
-/// when the daemon dies within [`NOTES_DELAY`].
+/// Writes a change later, in order with the messages before and after it. The change may be lost if
+/// the daemon dies within [`NOTES_DELAY`].
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Note(pub Change);
 
-/// Makes copies of the journal in this directory from now on: soon one, unless there is one of the last day, then
-/// daily.
+/// Makes backups of the journal in this directory from now on: the first one soon, unless there is one from the
+/// last day, then daily.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct KeepBackups {
     /// The journal's directory.
     pub dir: PathBuf,
-    /// Where it is told when one cannot be made.
+    /// Receives errors of the backups.
     pub log: Logger,
 }
 
-/// Time after the start before the first copy: instances come first.
+/// Time from the start to the first backup: the restoration of instances goes first.
 const FIRST_BACKUP_AFTER: Duration = Duration::from_secs(5);
-/// How often it is looked whether a copy is due.
+/// Interval between checks whether a backup is due.
 const BACKUP_LOOK_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 /// Reads everything.
@@ -106,13 +106,13 @@ const BACKUP_LOOK_INTERVAL: Duration = Duration::from_secs(15 * 60);
 #[rtype(result = "Result<Snapshot, JournalError>")]
 pub struct Load;
 
-/// Reads events back.
+/// Reads stored events.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<StoredEvents, JournalError>")]
 pub struct EventsAfter {
-    /// The id of the event before them.
+    /// Id of the event before the first one to read.
     pub after: u64,
-    /// How many, at most.
+    /// Maximum number of events.
     pub limit: usize,
 }
 
@@ -121,19 +121,19 @@ pub struct EventsAfter {
 pub struct StoredEvents {
     /// The events, oldest first.
     pub events: Vec<crate::model::Event>,
-    /// Older ones after the id asked for are not kept any more.
+    /// Older events after the requested id are no longer stored.
     pub dropped: bool,
 }
 
-/// Asks why the last transaction failed; `None` when it did not.
+/// Reads the error of the last transaction; `None` if it succeeded.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<JournalError>")]
 pub struct GetFailure;
 
-/// Longest wait for the answer to [`GetFailure`]: the journal's thread may be waiting for the disk.
+/// Maximum wait for the answer to [`GetFailure`]: the journal's thread may wait for the disk.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why the journal cannot be written, as far as is known; `None` when all is well.
+/// Returns why the journal cannot be written, as far as known; `None` if it can.
 pub async fn failure(journal: &Addr<Journal>) -> Option<String> {
     match tokio::time::timeout(STATUS_TIMEOUT, journal.send(GetFailure)).await {
         Ok(Ok(failure)) => failure.map(|error| error.to_string()),
@@ -143,11 +143,11 @@ pub async fn failure(journal: &Addr<Journal>) -> Option<String> {
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, reads it, and starts the actor on its own thread. The thread
-    /// ends with the returned arbiter.
+    /// Opens the journal in `dir`, reads it, and starts the actor on its own thread. The thread ends with the returned
+    /// arbiter.
     ///
     /// # Errors
-    /// When another daemon has it, or it cannot be opened, read and written.
+    /// When another daemon holds it, or it cannot be opened, read and written.
     pub fn open(dir: &Path) -> Result<(Addr<Self>, Snapshot, Arbiter), JournalError> {
         let store = Store::open(dir)?;
         let snapshot = store.load_first(dir)?;
@@ -175,7 +175,7 @@ impl Journal {
         }
     }
 
-    /// As [`Journal::open`], on the thread of the caller, for a run of a test with one thread and a clock of its own.
+    /// As [`Journal::open`], but on the caller's thread, for a test run with one thread and its own clock.
     ///
     /// # Errors
     /// As [`Journal::open`].
@@ -192,19 +192,19 @@ impl Journal {
         Ok((address, snapshot))
     }
 
-    /// Puts the copy `copy` in the place of the journal in `dir`. The journal that was there is kept; where.
+    /// Replaces the journal in `dir` with the copy `copy`. Returns the path of the old journal, which is kept.
     ///
     /// # Errors
-    /// When a daemon runs there, the copy is damaged, or the system refuses.
+    /// When a daemon runs there, the copy is damaged, or the system fails.
     pub fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
         Store::restore(dir, copy)
     }
 
-    /// Writes what stands in line, in one transaction. Where that fails, each record is tried on its own: one that
-    /// the disk has no room for must not be the end of the others.
+    /// Writes the queue in one transaction. If that fails, tries each record separately: a record that does not fit on
+    /// the disk must not fail the others.
     ///
     /// # Errors
-    /// When it could not be written as one transaction.
+    /// When the single transaction failed.
     fn write(&mut self) -> Result<(), JournalError> {
         let queue = std::mem::take(&mut self.queue);
         let records = std::mem::take(&mut self.records);
@@ -219,7 +219,7 @@ impl Journal {
         }
         let together = self.apply(changes());
         for Entry { changes, answer } in queue {
-            // Notes may be lost, and a disk that cannot be written is met again by the next record.
+            // Notes may be lost, and the next record encounters the same disk error.
             let Some(answer) = answer else { continue };
             let written = match &together {
                 Err(_) if records > 1 => self.apply(&changes),
@@ -252,7 +252,7 @@ impl Journal {
         }
     }
 
-    /// What can wait is done once nothing was written for [`NOTES_DELAY`].
+    /// Runs deferred work after [`NOTES_DELAY`] without a write.
     fn wait_for_calm(&mut self, ctx: &mut Context<Self>) {
         if let Some(earlier) = self.calm.take() {
             ctx.cancel_future(earlier);
@@ -260,7 +260,7 @@ impl Journal {
         self.calm = Some(ctx.run_later(NOTES_DELAY, |act, _| {
             act.calm = None;
             if act.records > 0 {
-                // A disk that stalls: calm begins when it has written.
+                // The disk stalls: the pause begins once it has written.
                 return;
             }
             let _ = act.write();
@@ -284,7 +284,7 @@ impl Actor for Journal {
     type Context = Context<Self>;
 }
 
-/// Everything that had arrived before is in line.
+/// Marks that all earlier messages are in the queue.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Write;
@@ -296,7 +296,7 @@ impl Handler<Record> for Journal {
         crate::platform::fault::point("journal");
         let (answer, written) = oneshot::channel();
         if self.records == 0 {
-            // Handled after what is in the mailbox now.
+            // Handled after all messages that are in the mailbox now.
             ctx.notify(Write);
         }
         self.records += 1;
@@ -349,7 +349,7 @@ impl Handler<KeepBackups> for Journal {
         self.copies = Some(Copies::new(keep.dir, keep.log));
         ctx.run_later(FIRST_BACKUP_AFTER, |act, _| {
             if let Some(copies) = &mut act.copies {
-                // What an earlier daemon did not live to scrub.
+                // An earlier daemon may have died before it scrubbed the copies.
                 copies.outdate();
                 copies.look();
             }
@@ -390,7 +390,7 @@ impl Handler<Load> for Journal {
 /// Writes `changes` and waits until they are durable.
 ///
 /// # Errors
-/// As the journal's own; [`JournalError::Gone`] when its thread has ended.
+/// The errors of the journal; [`JournalError::Gone`] when its thread has ended.
 pub async fn record(journal: &Addr<Journal>, changes: Vec<Change>) -> Result<(), JournalError> {
     journal
         .send(Record(changes))

@@ -1,5 +1,5 @@
-//! Changes of an instance's row. Its actor alone writes the row; a recovery or a morph proposes what it would change, and
-//! the actor writes that together with what the job has to write itself, in one transaction.
+//! Changes of an instance's row. Only the instance's actor writes the row. A recovery or a morph proposes a change, and
+//! the actor writes it together with the job's own changes, in one transaction.
 
 use actix::prelude::*;
 use kmp_proto::instance::Desired;
@@ -11,9 +11,9 @@ use crate::model::rows::{InstanceRow, KernelChoice};
 /// A change of an instance's row.
 #[derive(Clone, Debug)]
 pub enum Proposal {
-    /// A wish: what is wanted of the instance from now on.
+    /// A new desired state of the instance.
     Wish(Desired),
-    /// A successor of its failed generation is intended.
+    /// A successor of the failed generation is intended.
     Succeeded {
         /// Its number.
         generation: u64,
@@ -22,20 +22,20 @@ pub enum Proposal {
     Committed {
         /// The target's number.
         generation: u64,
-        /// Its kernel, which the next generation is started with as well.
+        /// Its kernel, which is also the kernel of the next generation.
         kernel: Box<KernelChoice>,
     },
 }
 
 impl Proposal {
-    /// Makes the change.
+    /// Applies the change.
     pub fn apply(&self, row: &mut InstanceRow) {
         match self {
             Self::Wish(desired) => row.desired = *desired,
             Self::Succeeded { generation } => {
                 row.active_generation = *generation;
                 row.recoveries += 1;
-                // An end that is in the journal comes about.
+                // A termination in the journal always completes.
                 if row.desired != Desired::Terminating {
                     row.desired = Desired::Running;
                     row.reason = None;
@@ -50,21 +50,21 @@ impl Proposal {
     }
 }
 
-/// Proposes a change, with what is to be written in the same transaction. Durable when answered.
+/// Proposes a change, with other changes for the same transaction. The changes are durable when the answer arrives.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), JournalError>")]
 pub struct Propose {
     /// The change of the row.
     pub proposal: Proposal,
-    /// What else is written.
+    /// The other changes.
     pub with: Vec<Change>,
 }
 
-/// Has a morph's commit record written: the only place where one comes from, but for
-/// [`MorphRow::commit_record`](crate::model::rows::MorphRow::commit_record).
+/// Has the commit record of a morph written. This function and
+/// [`MorphRow::commit_record`](crate::model::rows::MorphRow::commit_record) are the only sources of a commit record.
 ///
 /// # Errors
-/// As the journal's; [`JournalError::Gone`] when the instance's actor has ended.
+/// The errors of the journal; [`JournalError::Gone`] when the instance's actor has ended.
 pub async fn record_commit(
     instance: &Recipient<Propose>,
     order: CommitOrder,

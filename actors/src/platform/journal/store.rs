@@ -1,5 +1,5 @@
-//! The database file: schema, transactions, limits. Blocking; only the Journal actor's thread
-//! calls it.
+//! The database file: schema, transactions, limits. Its functions block; only the Journal actor's
+//! thread calls them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,27 +17,28 @@ use super::{StoredEvents, backup};
 use crate::model::generation::AnyGeneration;
 use crate::model::rows::GenerationRow;
 
-/// Version of the schema; a newer one is refused, an older one migrated.
+/// Version of the schema. The daemon refuses a newer version and migrates an older one.
 pub(super) const SCHEMA_VERSION: i64 = 1;
-/// Events kept; older ones are removed.
+/// Number of events kept; older ones are removed.
 pub const EVENTS_KEPT: u64 = 10_000;
-/// Finished operations kept.
+/// Number of finished operations kept.
 pub const OPERATIONS_KEPT: u64 = 1_000;
-/// Recoveries kept.
+/// Number of recoveries kept.
 pub const RECOVERIES_KEPT: u64 = 10_000;
-/// Morphs kept.
+/// Number of morphs kept.
 pub const MORPHS_KEPT: u64 = 1_000;
-/// Changes after which the log is worked into the database when there is time.
+/// Number of changes after which an idle journal is checkpointed.
 const CHECKPOINT_AFTER: usize = 500;
-/// Changes after which it is also done without waiting for time, when something that was deleted is still in the log.
+/// Number of changes after which a journal that is not idle is checkpointed too, if the log still contains deleted
+/// data.
 const SCRUB_AFTER: usize = 4 * CHECKPOINT_AFTER;
-/// Pages of the log after which SQLite does that by itself, in the transaction that it meets (the
-/// default is 1,000).
+/// Length of the log, in pages, at which SQLite checkpoints by itself, within the current
+/// transaction (SQLite's default is 1,000).
 const CHECKPOINT_FORCED_PAGES: i64 = 20_000;
-/// Tries for the lock, and the pause between them: half a second in all.
+/// Number of attempts to take the lock, and the pause between them: half a second in total.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-/// Events read back at the start for streams that resume.
+/// Number of events read at the start, for streams that resume.
 const EVENTS_LOADED: u64 = 1_000;
 
 const SCHEMA: &str = "
@@ -54,20 +55,20 @@ CREATE TABLE IF NOT EXISTS doctor (id INTEGER PRIMARY KEY, row TEXT NOT NULL) ST
 CREATE TABLE IF NOT EXISTS daemon_start (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL) STRICT;
 ";
 
-/// Compiled statements that are kept: more than there are different ones.
+/// Number of compiled statements kept: more than the number of different statements.
 const STATEMENTS_KEPT: usize = 64;
 
-/// Who else may read the database while it is open.
+/// Other readers of the open database.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Readers {
-    /// Other processes too.
+    /// Other processes may read too.
     All,
-    /// This process alone: SQLite locks the file once, and not for each transaction.
+    /// Only this process may read: SQLite locks the file once, and not for each transaction.
     Process,
 }
 
 impl Readers {
-    /// SQLite's name for that (SQLite, "The SQLite OS Interface or VFS").
+    /// Returns the name of SQLite's VFS for this mode (SQLite, "The SQLite OS Interface or VFS").
     const fn vfs(self) -> &'static std::ffi::CStr {
         match self {
             Self::All => c"unix",
@@ -76,31 +77,30 @@ impl Readers {
     }
 }
 
-/// The open database and the lock that keeps every other daemon out.
+/// The open database, and the lock that excludes other daemons.
 pub(super) struct Store {
     db: Connection,
     since_checkpoint: usize,
-    /// Events in the table: their ids may have holes, so they do not tell how many there are.
+    /// Number of events in the table: ids may have gaps, so they do not show the number.
     events: u64,
-    /// The log still has what was deleted from the database, such as the environment of a workload.
+    /// The log still contains data that was deleted from the database, such as the environment of a workload.
     deleted_in_log: bool,
     _lock: Flock<std::fs::File>,
 }
 
 impl Store {
-    /// Opens or creates the journal in `dir`. The directory and all that is in it are for their owner only from then
-    /// on.
+    /// Opens or creates the journal in `dir`. Restricts the directory and its contents to their owner.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
         Self::open_for(dir, Readers::All)
     }
 
-    /// As [`Store::open`], for these readers.
+    /// As [`Store::open`], for the given readers.
     pub(super) fn open_for(dir: &Path, readers: Readers) -> Result<Self, JournalError> {
         let refused = |refusal| not_usable(dir, refusal);
         let owned = OwnDir::make_private(dir, &STATE_MARKS).map_err(refused)?;
         owned.mend().map_err(refused)?;
         let lock = Self::lock(&owned, dir)?;
-        // SQLite gives its log and index the mode that the database has.
+        // SQLite gives its log and index the mode of the database.
         drop(owned.file(JOURNAL_NAME).map_err(refused)?);
         let path = owned.path().join(JOURNAL_NAME);
         let refuse = |reason: String| JournalError::Open {
@@ -123,13 +123,13 @@ impl Store {
             db,
             since_checkpoint: 0,
             events,
-            // What an earlier daemon deleted and did not live to scrub.
+            // An earlier daemon may have deleted data and died before it scrubbed the log.
             deleted_in_log: true,
             _lock: lock,
         })
     }
 
-    /// Keeps every other daemon out, as long as what it returns is there.
+    /// Excludes other daemons while the returned lock exists.
     fn lock(owned: &OwnDir, dir: &Path) -> Result<Flock<std::fs::File>, JournalError> {
         let lock = owned.file("lock");
         let lock = lock.map_err(|refusal| not_usable(dir, refusal))?;
@@ -143,7 +143,7 @@ impl Store {
         })
     }
 
-    /// Puts a copy in the place of the journal in `dir`; where that is then, if there was one.
+    /// Replaces the journal in `dir` with a copy. Returns the new path of the old journal, if there was one.
     pub(super) fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
         let owned = OwnDir::make_private(dir, &STATE_MARKS);
         let owned = owned.map_err(|refusal| not_usable(dir, refusal))?;
@@ -153,7 +153,7 @@ impl Store {
         })
     }
 
-    /// Applies all of `changes`, or none. Durable when it returns.
+    /// Applies all of `changes` or none. They are durable on return.
     pub(super) fn apply<'a>(
         &mut self,
         changes: impl IntoIterator<Item = &'a Change>,
@@ -185,13 +185,13 @@ impl Store {
         Ok(())
     }
 
-    /// Works the log into the database if it has grown long, or holds what was deleted: then it is emptied too. To be
-    /// called when nobody waits: it takes several disk writes.
+    /// Checkpoints the log if it is long or contains deleted data; in the second case also empties it. Call this when
+    /// the journal is idle: it takes several disk writes.
     pub(super) fn checkpoint(&mut self) {
         if self.deleted_in_log {
             let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
             let busy = self.db.query_row(truncate, [], |row| row.get::<_, i64>(0));
-            // A reader of the database keeps it from being done; the next call tries again.
+            // A reader of the database can prevent this; the next call retries.
             self.deleted_in_log = busy != Ok(0);
             self.since_checkpoint = 0;
         }
@@ -199,13 +199,13 @@ impl Store {
             return;
         }
         self.since_checkpoint = 0;
-        // What fails here is done later; nothing depends on it but the length of the log.
+        // A failure here is harmless: the next call retries, and only the log's length depends on it.
         let _ = self
             .db
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
 
-    /// Up to `limit` events after the one with id `after`.
+    /// Returns up to `limit` events after the event with id `after`.
     pub(super) fn events_after(
         &self,
         after: u64,
@@ -217,7 +217,7 @@ impl Store {
             .prepare_cached("SELECT row FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
         let texts = statement.query_map([signed(after), limit], |row| row.get(0))?;
         let events = parse_rows("event", texts)?;
-        // Only the oldest give way: when an older one than asked for is there, none in between is missing.
+        // Only the oldest events are removed: if an event before the requested ones exists, none in between is missing.
         let older = "SELECT EXISTS (SELECT 1 FROM event WHERE id <= ?1)";
         let older: bool = self
             .db
@@ -226,7 +226,7 @@ impl Store {
         Ok(StoredEvents { events, dropped })
     }
 
-    /// As [`Store::load`], for a journal that was just opened in `dir`: what is damaged is named with what to do.
+    /// As [`Store::load`], for a journal that was just opened in `dir`: an error about damage contains the next step.
     pub(super) fn load_first(&self, dir: &Path) -> Result<Snapshot, JournalError> {
         self.load().map_err(|error| match error {
             JournalError::Broken { reason } => damaged(dir, reason),
@@ -238,7 +238,7 @@ impl Store {
         })
     }
 
-    /// Reads everything.
+    /// Reads the whole journal.
     pub(super) fn load(&self) -> Result<Snapshot, JournalError> {
         let newest = format!("SELECT row FROM event ORDER BY id DESC LIMIT {EVENTS_LOADED}");
         let mut events = rows(&self.db, "event", &newest)?;
@@ -280,7 +280,7 @@ impl Store {
     }
 }
 
-/// Why the state directory `dir` is not used.
+/// Returns why the state directory `dir` is unusable.
 fn not_usable(dir: &Path, refusal: Refusal) -> JournalError {
     match refusal {
         Refusal::System { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
@@ -296,9 +296,9 @@ fn not_usable(dir: &Path, refusal: Refusal) -> JournalError {
     }
 }
 
-/// Takes the lock. A daemon that was killed while it started a process is gone, and its lock is not: that process
-/// has inherited it, until it executes its own program. So it is tried again for a while before another daemon is
-/// believed to be there.
+/// Takes the lock. If a daemon was killed while it started a process, that process has inherited the lock and
+/// holds it until it executes its own program. So this function retries for a while before it reports another
+/// daemon.
 fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std::fs::File>> {
     let mut file = file;
     for _ in 0..LOCK_TRIES {
@@ -311,7 +311,7 @@ fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std:
     None
 }
 
-/// Whether a change deletes a row that can hold an environment, and with it passwords.
+/// Returns whether a change deletes a row that can contain an environment, and with it passwords.
 pub(super) fn deletes_secrets(change: &Change) -> bool {
     matches!(change, Change::InstanceGone(_))
 }
@@ -325,7 +325,7 @@ fn damaged(dir: &Path, reason: String) -> JournalError {
 }
 
 fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
-    // What is deleted or replaced is overwritten with zeros: rows of instances hold the environments of workloads.
+    // Overwrite deleted and replaced data with zeros: rows of instances contain the environments of workloads.
     db.pragma_update(None, "secure_delete", "ON")?;
     // FULL with WAL: a transaction is on the disk when commit returns (SQLite, "PRAGMA
     // synchronous"). The commit point of a morph rests on this.
@@ -365,9 +365,9 @@ fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
     Ok(tx.commit()?)
 }
 
-/// Makes all of the changes of `change`, or none.
+/// Applies all changes of `change` or none.
 ///
-/// As [`Connection::transaction`], which compiles its statements anew each time.
+/// Replaces [`Connection::transaction`], which would compile its statements each time.
 fn in_transaction(
     db: &Connection,
     change: impl FnOnce(&Connection) -> Result<(), JournalError>,
@@ -385,7 +385,7 @@ fn count_events(db: &Connection) -> Result<u64, JournalError> {
     Ok(count.unsigned_abs())
 }
 
-/// Adds an event, and drops the oldest when there are more than [`EVENTS_KEPT`].
+/// Adds an event, and removes the oldest one if there are more than [`EVENTS_KEPT`].
 fn put_event(db: &Connection, id: u64, row: &str, count: &mut u64) -> Result<(), JournalError> {
     let sql = "INSERT OR IGNORE INTO event VALUES (?1, ?2)";
     let added = db.prepare_cached(sql)?.execute(params![signed(id), row])?;
@@ -434,7 +434,7 @@ fn json<T: Serialize>(row: &T) -> Result<String, JournalError> {
     })
 }
 
-/// SQLite's integers are signed; ids here are counters that start at 1.
+/// Converts an id to SQLite's signed integers; the ids are counters that start at 1.
 fn signed(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }
@@ -486,15 +486,15 @@ fn apply_one(db: &Connection, change: &Change) -> Result<(), JournalError> {
         Change::Recovery(row) => put(db, "recovery", row.record.id, &json(row)?, RECOVERIES_KEPT)?,
         Change::Morph(row) => put(db, "morph", row.status.session, &json(row)?, MORPHS_KEPT)?,
         Change::Operation(id, row) => put(db, "operation", *id, row, OPERATIONS_KEPT)?,
-        // Counted, by `put_event`.
+        // `put_event` counts them.
         Change::Event(..) => {}
         Change::Doctor(row) => put(db, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
 }
 
-/// Inserts or replaces a row of a table whose key is a counter, and drops the row that falls out
-/// of the number kept.
+/// Inserts or replaces a row of a table whose key is a counter, and removes the row that exceeds
+/// the number kept.
 fn put(
     db: &Connection,
     table: &'static str,
@@ -601,7 +601,7 @@ mod tests {
         let mut pauses = 0;
         assert!(lock_alone(open(), || pauses += 1).is_none());
         assert_eq!(pauses, LOCK_TRIES);
-        // What inherited it executes its program in the first pause.
+        // The process that inherited the lock executes its program during the first pause.
         assert!(lock_alone(open(), || held = None).is_some());
     }
 }

@@ -16,7 +16,7 @@ fn event(id: u64, message: &str) -> Change {
     Change::Event(id, serde_json::to_string(&event).unwrap().into())
 }
 
-/// Messages on the disk, as another process would find them.
+/// Messages on the disk, as another process reads them.
 fn on_disk(dir: &Path) -> Vec<String> {
     let db = rusqlite::Connection::open(dir.join("journal.sqlite")).unwrap();
     let mut rows = db.prepare("SELECT row FROM event ORDER BY id").unwrap();
@@ -71,7 +71,7 @@ async fn one_of_many_records_that_is_refused_takes_none_of_the_others_with_it() 
              BEGIN SELECT RAISE(ABORT, 'as the test wants it'); END;",
         )
         .unwrap();
-    // The journal's thread is busy; what is sent meanwhile is written together.
+    // Blocks the journal's thread; messages sent meanwhile are written together.
     #[expect(clippy::disallowed_methods, reason = "the journal's own thread")]
     let busy = || std::thread::sleep(Duration::from_millis(200));
     arbiter.spawn_fn(busy);
@@ -130,7 +130,7 @@ fn instance(morphs: u64) -> InstanceRow {
 
 const SECRET: &str = "correct-horse-battery-staple";
 
-/// The files in `dir` that hold the secret anywhere, in use or not.
+/// Returns the files in `dir` that contain the secret anywhere, in use or not.
 fn files_with_the_secret(dir: &Path) -> Vec<std::path::PathBuf> {
     let paths = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
     let holds = |path: &std::path::PathBuf| {
@@ -148,7 +148,7 @@ async fn the_environment_of_an_instance_that_is_gone_is_on_the_disk_no_more() {
     row.spec.workload = Some(crate::model::Workload {
         program: "/bin/db".to_owned(),
         args: Vec::new(),
-        // Long enough for pages of its own.
+        // Long enough to fill pages of its own.
         env: [("PASSWORD".to_owned(), SECRET.repeat(1000))].into(),
         env_file: None,
     });
@@ -233,7 +233,7 @@ async fn a_policy_is_changed_by_its_own_change_alone() {
     let changed = Change::Policy("web".to_owned(), Box::new(policy.clone()));
     let gone = Change::Policy("gone".to_owned(), Box::new(policy.clone()));
     record(&journal, vec![changed, gone]).await.unwrap();
-    // Written by someone who knows the older policy.
+    // The writer of this change knows the older policy.
     let later = Change::Instance(Box::new(instance(1)));
     record(&journal, vec![later]).await.unwrap();
     let found = journal.send(Load).await.unwrap().unwrap().instances;

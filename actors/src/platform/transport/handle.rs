@@ -1,4 +1,4 @@
-//! How the other actors reach the Transport, also when it is another one.
+//! The other actors' access to the Transport, which may be replaced.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use super::{Request, RequestError, Transport};
 use crate::platform::ambient;
 
-/// Longest wait before a request that was answered RETRY is sent again.
+/// Maximum wait before a request that was answered RETRY is sent again.
 pub const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Where the Transport is now: one that panicked is replaced by the supervisor. Stays on its thread.
+/// The current Transport: the supervisor replaces one that panicked. Stays on its thread.
 #[derive(Clone)]
 pub struct TransportHandle {
     network: Arc<dyn Network>,
@@ -25,12 +25,12 @@ pub struct TransportHandle {
     attachments: Rc<Cell<u64>>,
 }
 
-/// Who attached to a generation: whoever detaches names the attachment it made, and so ends no other one.
+/// Identifies an attachment to a generation: a watch detaches only its own attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachmentId(u64);
 
 impl TransportHandle {
-    /// Starts the first one.
+    /// Starts the first Transport.
     pub fn start(log: &Logger, network: Arc<dyn Network>) -> Self {
         let first = Transport::new(log.clone(), Arc::clone(&network)).start();
         Self {
@@ -40,28 +40,28 @@ impl TransportHandle {
         }
     }
 
-    /// How instances are reached, for channels that do not pass the actor.
+    /// Returns the network, for channels that do not use the actor.
     pub fn network(&self) -> &dyn Network {
         &*self.network
     }
 
-    /// An id that no attachment has had.
+    /// Returns a new, unique id of an attachment.
     pub fn new_attachment(&self) -> AttachmentId {
         self.attachments.set(self.attachments.get() + 1);
         AttachmentId(self.attachments.get())
     }
 
-    /// Counts the actors there have been: one that is replaced takes its peers with it.
+    /// Returns the number of the current actor: a replaced actor loses its peers.
     pub fn incarnation(&self) -> u64 {
         self.current.borrow().0
     }
 
-    /// The actor.
+    /// Returns the current actor.
     pub fn address(&self) -> Addr<Transport> {
         self.current.borrow().1.clone()
     }
 
-    /// Sends a request, and again for as long as it is answered RETRY and its time allows.
+    /// Sends a request, and repeats it while the answer is RETRY, until its timeout.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -93,7 +93,7 @@ impl TransportHandle {
         Err(RequestError::TimedOut(timeout))
     }
 
-    /// Starts another one when this one has panicked; whether it did.
+    /// Starts a new actor if the current one has panicked. Returns whether it did.
     pub fn replace_if_gone(&self, log: &Logger) -> bool {
         let mut current = self.current.borrow_mut();
         if current.1.connected() {
@@ -105,8 +105,8 @@ impl TransportHandle {
     }
 }
 
-/// How long to wait after the `retries`-th RETRY in a row (docs/kmp.md): what was asked for, plus a random part
-/// of it that doubles each time, [`RETRY_MAX`] at most.
+/// Returns the wait after the `retries`-th consecutive RETRY (docs/kmp.md): the requested time, plus a random
+/// part of it that doubles each time, at most [`RETRY_MAX`].
 pub(super) fn retry_wait(after: Duration, retries: u32, random: u64) -> Duration {
     let most = after.saturating_mul(1u32.checked_shl(retries - 1).unwrap_or(u32::MAX));
     let part = u32::try_from(random % 1024).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The Transport actor: every connection, and which reply belongs to which request.
+//! The Transport actor: all connections, and the match of replies to requests.
 
 mod handle;
 mod notices;
@@ -30,11 +30,11 @@ use notices::{Notices, Telling};
 
 use crate::model::guest_text;
 
-/// Requests that may be waiting for their reply at one peer.
+/// Maximum number of requests per peer that wait for a reply.
 pub const REQUESTS_MAX: usize = 16;
 
-/// Requests that may wait for this actor before whoever sends one waits too. What channels tell it
-/// (`do_send`) does not count; see [`Attach`] for what bounds that.
+/// Maximum number of requests in this actor's mailbox before senders wait. Messages from channels
+/// (`do_send`) do not count; see [`Attach`] for their bound.
 const TRANSPORT_MAILBOX: usize = 65_536;
 
 /// One generation of one instance.
@@ -46,34 +46,34 @@ pub struct PeerKey {
     pub generation: u64,
 }
 
-/// Begins to connect to a generation and to tell `owner` what happens on its channels.
+/// Connects to a generation and reports the events on its channels to `owner`.
 ///
-/// Neither this actor's mailbox nor the owner's holds a channel back, and none has to: the task that reads a
-/// channel runs on the thread of both. It reads a fixed number of bytes at a time, and after a fixed number of
-/// reads the runtime has it step back (tokio's cooperative budget), however fast its peer is; before its next
-/// turn both mailboxes are emptied. So a peer can be ahead of them by what one turn reads, and by no more.
+/// Neither this actor's mailbox nor the owner's holds a channel back, and neither needs to: the task that reads a
+/// channel runs on the thread of both actors. It reads a fixed number of bytes at a time, and after a fixed number of
+/// reads the runtime makes it yield (tokio's cooperative budget), however fast its peer is. Both mailboxes are emptied
+/// before its next turn. So a peer can be ahead of them by the data of one turn and no more.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Attach {
-    /// Who.
+    /// The generation.
     pub key: PeerKey,
-    /// Where.
+    /// Its endpoint.
     pub endpoint: Endpoint,
-    /// What the daemon says of itself, and the key that it proves it with.
+    /// The daemon's HELLO, and the key that proves its identity.
     pub speaker: Speaker,
-    /// Who is told.
+    /// Receives the reports.
     pub owner: Recipient<PeerUpdate>,
-    /// Which attachment this is.
+    /// Id of this attachment.
     pub id: AttachmentId,
 }
 
-/// Ends the connections that an attachment made. Where another attachment has taken its place, nothing happens: the
-/// channels of a generation belong to one watch, and the end of an earlier watch must not silence a later one.
+/// Closes the connections of an attachment. Does nothing if another attachment has taken its place: the channels of
+/// a generation belong to one watch, and the end of an earlier watch must not silence a later one.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Detach(pub PeerKey, pub AttachmentId);
 
-/// What happened on a peer's channels, for the watch that owns it.
+/// Events on a peer's channels, for the watch that owns the peer.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub enum PeerUpdate {
@@ -83,19 +83,19 @@ pub enum PeerUpdate {
     HeartbeatDown(String),
     /// Its kernel refused the connection.
     KernelRefused,
-    /// Its heartbeat channel cannot be connected, for a reason that says nothing about its kernel.
+    /// The heartbeat channel cannot be connected, for a reason that says nothing about its kernel.
     Unreachable(String),
-    /// Someone answers in its place or it breaks the protocol; why its channel was given up.
+    /// Another program answers in its place, or the peer violates the protocol: the reason for giving up its channel.
     Rejected(String),
     /// A heartbeat was answered.
     Answer(HeartbeatRsp),
     /// A probe could not be sent.
     ProbeRefused(u32),
-    /// The agent says something about its health.
+    /// The agent reports its health.
     Health(HealthStatus),
     /// The control channel is up or down.
     Control(bool),
-    /// Another watch attached to the same generation: no answer comes here any more.
+    /// Another watch has attached to the same generation: this one receives no more answers.
     Displaced,
 }
 
@@ -103,7 +103,7 @@ pub enum PeerUpdate {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SendProbe {
-    /// To whom.
+    /// The recipient.
     pub key: PeerKey,
     /// The probe.
     pub request: HeartbeatReq,
@@ -113,45 +113,45 @@ pub struct SendProbe {
 #[derive(Message)]
 #[rtype(result = "Result<Kmp, RequestError>")]
 pub struct Request {
-    /// To whom.
+    /// The recipient.
     pub key: PeerKey,
-    /// What.
+    /// The request.
     pub message: Kmp,
-    /// For how long.
+    /// Maximum time.
     pub timeout: Duration,
 }
 
 /// Why a request has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// There is no such peer, or its control channel is down.
+    /// The peer does not exist, or its control channel is down.
     #[error("its control channel is down")]
     NotConnected,
-    /// Too many requests wait already.
+    /// Too many requests are waiting already.
     #[error("{REQUESTS_MAX} requests wait for its answer already")]
     Busy,
     /// No reply in time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// It did nothing, and is to be asked again after this time: [`TransportHandle::ask`] does.
+    /// The peer did nothing; the request may be repeated after this time, as [`TransportHandle::ask`] does.
     #[error("it is busy, and was to be asked again in {0:?}")]
     Retry(Duration),
-    /// It refused.
+    /// The peer refused.
     #[error("it refused: {}: {}", .0.code, .0.text)]
     Refused(ErrorInfo),
-    /// What came is no answer to what was asked.
+    /// The reply does not match the request.
     #[error("it answered wrongly: {0}")]
     WrongReply(#[from] ReplyError),
-    /// It, or this daemon, lacks a feature that the request needs: bits of
+    /// The peer or this daemon lacks a feature that the request needs: bits of
     /// [`features`](kmp_proto::message::features).
     #[error("the request needs the features {0:#x}, which not both sides have")]
     NoFeature(u64),
 }
 
-/// A request whose reply is waited for.
+/// A request that waits for its reply.
 struct Waiting {
     tell: oneshot::Sender<Result<Kmp, RequestError>>,
-    /// What its reply must say.
+    /// The expected reply.
     expected: Option<Expected>,
 }
 
@@ -160,10 +160,10 @@ struct Attached {
     peer: Peer,
     owner: Recipient<PeerUpdate>,
     control_up: bool,
-    /// Of this daemon; and those that both sides have, while the control channel is up.
+    /// This daemon's features; while the control channel is up, `features` has those of both sides.
     own_features: u64,
     features: u64,
-    /// Requests by token; those on the wire also by sequence.
+    /// Requests by token; sent requests also by sequence.
     waiting: BTreeMap<u64, Waiting>,
     on_wire: BTreeMap<u32, u64>,
     notices: Notices,
@@ -183,7 +183,7 @@ pub struct Transport {
 struct FromPeer(PeerKey, PeerEvent);
 
 impl Transport {
-    /// An actor without connections.
+    /// Creates an actor without connections.
     pub fn new(log: Logger, network: Arc<dyn Network>) -> Self {
         Self {
             log,
@@ -385,7 +385,7 @@ impl Handler<FromPeer> for Transport {
                 error!(self.log, "a message of this daemon's does not fit into a frame";
                     "instance" => &key.instance, "generation" => key.generation,
                     "channel" => channel.as_str(), "reason" => reason);
-                // Whoever waits for its answer waits no longer.
+                // The caller no longer waits for the answer.
                 attached.waiting.remove(&token);
                 attached.give_up_notice(token);
             }
@@ -409,7 +409,7 @@ impl Handler<FromPeer> for Transport {
 }
 
 impl Attached {
-    /// What the frame answers, if it is an answer: the request's sequence, and the answer.
+    /// Returns the request's sequence and the answer, if the frame is an answer.
     fn frame(&mut self, frame: Frame) -> Option<(u32, Result<Kmp, RequestError>)> {
         let result = match frame.message {
             Kmp::HeartbeatRsp(answer) => {
@@ -426,14 +426,14 @@ impl Attached {
                 Err(RequestError::Retry(after))
             }
             message if frame.header.reply => Ok(message),
-            // An agent has nothing else to ask of its daemon.
+            // An agent sends its daemon no other requests.
             _ => return None,
         };
         Some((frame.header.sequence, result))
     }
 }
 
-/// A reply that does not answer its request is a failure of whoever asked.
+/// Converts a reply that does not match its request to an error for the caller.
 fn checked(
     result: Result<Kmp, RequestError>,
     expected: Option<Expected>,

@@ -1,15 +1,15 @@
-//! What survivors of failures are told, and what they answer. No recovery waits for them.
+//! Notices to the survivors of failures, and their answers. No recovery waits for them.
 //!
-//! Each recovery could tell each instance three things, the last of which names every instance: with n
-//! instances and k recoveries that is k·n messages and k·n² entries. So none of it is sent without a bound:
+//! Each recovery could send three notices to each instance, the last of which lists all instances. With n instances and
+//! k recoveries, that is k·n messages and k·n² entries. So all notices are bounded:
 //!
-//! - A topology (RECOVER_COMPLETE) is for all. A peer is owed the newest one, and no older one, until it has
-//!   answered it: also when it puts it off, and when it cannot be reached now. One is under way to a peer at a
-//!   time, and all of them together are sent at [`TOPOLOGY_ENTRIES_PER_S`]. What a newer one replaces before its
-//!   turn comes is never sent. One that does not fit into a frame goes in parts, each in a turn of its own once the one
-//!   before it is answered, and from the first on another connection.
-//! - RECOVER_PREPARE and RECOVER_RECLAIM are about what is under way; who misses them learns the outcome from the
-//!   topology. They are sent at once, to all or, when there were too many lately ([`EARLY_PER_S`]), to nobody.
+//! - A topology (RECOVER_COMPLETE) is for all peers. The daemon owes a peer only the newest one, until the peer has
+//!   answered it, also if the peer defers it or is unreachable now. At most one topology is under way to a peer, and
+//!   the rate to all peers together is [`TOPOLOGY_ENTRIES_PER_S`]. A topology that is replaced before its turn is never
+//!   sent. A topology that does not fit into a frame is sent in parts, each in a separate turn after the answer to the
+//!   previous part; on a new connection, it starts again from the first part.
+//! - RECOVER_PREPARE and RECOVER_RECLAIM describe work under way; a peer that misses them learns the outcome from the
+//!   topology. They are sent at once to all peers or, after too many of them ([`EARLY_PER_S`]), to none.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -27,56 +27,56 @@ use super::{Attached, PeerKey, RequestError, Transport, checked};
 use crate::platform::ambient;
 use crate::platform::clock;
 
-/// RECOVER_PREPARE and RECOVER_RECLAIM that one peer may have unanswered; it is sent no more of them until then.
+/// Maximum number of unanswered RECOVER_PREPARE and RECOVER_RECLAIM per peer; above that, the peer receives no more of
+/// them.
 pub const NOTICES_MAX: usize = 16;
-/// Entries of topologies that are sent in a second, to all peers together. An agent needs a microsecond or two for
-/// one, and in the `embedded` backend all of them share the host's CPUs with the recoveries.
+/// Maximum number of topology entries sent per second, to all peers together. An agent needs one to two
+/// microseconds per entry, and with the `embedded` backend all agents share the host's CPUs with the recoveries.
 pub const TOPOLOGY_ENTRIES_PER_S: u32 = 200_000;
-/// Pause between two portions of a topology's sending.
+/// Interval between two portions of topologies.
 pub const TOPOLOGY_PORTION: Duration = Duration::from_millis(20);
-/// RECOVER_PREPAREs and RECOVER_RECLAIMs that are sent in a second, to all peers together, in the long run.
+/// Long-term maximum number of RECOVER_PREPARE and RECOVER_RECLAIM sent per second, to all peers together.
 pub const EARLY_PER_S: u32 = 500;
-/// How many of them may be sent at once after a quiet time: both of one recovery to the most instances that there can
-/// be.
+/// Maximum burst of them after a quiet time: both messages of one recovery to the maximum number of instances.
 pub const EARLY_BURST: u32 = 4_096;
-/// Shortest time between two log lines that say that there were too many.
+/// Minimum interval between two log lines about suppressed notices.
 const EARLY_SAID_MIN: Duration = Duration::from_secs(10);
 /// Wait before a topology is sent again to a peer whose queue was full.
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(500);
 
-/// Sends RECOVER_PREPARE or RECOVER_RECLAIM to every peer but those of one instance, unless there were too many of
-/// them lately.
+/// Sends RECOVER_PREPARE or RECOVER_RECLAIM to all peers except those of one instance, unless too many were sent
+/// lately.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Broadcast {
-    /// The instance that is left out.
+    /// The instance to leave out.
     pub except: String,
-    /// What.
+    /// The message.
     pub message: Kmp,
 }
 
-/// A newer topology: every peer is owed it, but those of the instance that it names as recovered.
+/// A newer topology, owed to all peers except those of the recovered instance.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Topology(pub RecoverComplete);
 
-/// Of one peer.
+/// The notices of one peer.
 #[derive(Default)]
 pub(super) struct Notices {
-    /// Sent and not answered, oldest first, by token.
+    /// Sent and unanswered notices, oldest first, by token.
     early: VecDeque<Sent>,
     owed: Option<Owed>,
-    /// The topology, or the part of one, that is under way.
+    /// The topology, or its part, that is under way.
     under_way: Option<Sent>,
-    /// It stands in line for a topology.
+    /// True while the peer is in the line for a topology.
     in_line: bool,
 }
 
-/// A message whose answer is waited for.
+/// A message that waits for its answer.
 struct Sent {
     token: u64,
     kind: MsgType,
-    /// What its answer must say.
+    /// The expected answer.
     expected: Option<Expected>,
 }
 
@@ -92,33 +92,33 @@ impl Sent {
 
 /// The newest topology.
 struct Owed {
-    /// Shared: it may be large, and many may be owed it.
+    /// Shared: a topology may be large, and may be owed to many peers.
     parts: Rc<[Kmp]>,
-    /// The part that is to be answered next.
+    /// Index of the next part to be answered.
     at: usize,
-    /// Entries in a part at most, and one for the rest of its message.
+    /// Maximum number of entries in a part, plus one for the rest of the message.
     size: u32,
-    /// Token of the last time that it was sent; 0 when it was not.
+    /// Token of its last transmission; 0 if it was not sent yet.
     token: u64,
-    /// Times that it was put off.
+    /// Number of times that the peer deferred it.
     retries: u32,
 }
 
-/// Of all peers.
+/// The notices of all peers.
 #[derive(Default)]
 pub(super) struct Telling {
-    /// Who is to be sent the topology that it is owed.
+    /// Peers that wait for their turn to receive a topology.
     line: VecDeque<PeerKey>,
-    /// The next portion is due later.
+    /// True until the next portion is due.
     waits: bool,
     early: Allowance,
 }
 
-/// How much of something may be sent now: it grows with time, up to a burst.
+/// A token bucket: the allowance grows with time, up to a burst.
 struct Allowance {
     left: u32,
     since: Option<Instant>,
-    /// When it was last said that something was refused.
+    /// Time of the last log line about a refusal.
     said: Option<Instant>,
 }
 
@@ -133,7 +133,7 @@ impl Default for Allowance {
 }
 
 impl Allowance {
-    /// Takes `count`, if so many are left.
+    /// Takes `count` if the allowance suffices.
     fn take(&mut self, count: u32, now: Instant) -> bool {
         let passed = self.since.map_or(Duration::ZERO, |since| now - since);
         let grown = passed.as_millis() * u128::from(EARLY_PER_S) / 1000;
@@ -147,7 +147,7 @@ impl Allowance {
         left.is_some()
     }
 
-    /// Whether a refusal is to be said.
+    /// Returns whether to log a refusal.
     fn say(&mut self, now: Instant) -> bool {
         let soon = self.said.is_some_and(|said| now - said < EARLY_SAID_MIN);
         self.said = if soon { self.said } else { Some(now) };
@@ -155,7 +155,7 @@ impl Allowance {
     }
 }
 
-/// The time after which what was put off is sent again is over.
+/// Sends a deferred notice again; its wait is over.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct SendAgain(PeerKey, u64);
@@ -215,7 +215,7 @@ impl Handler<SendAgain> for Transport {
     type Result = ();
 
     fn handle(&mut self, SendAgain(key, token): SendAgain, ctx: &mut Self::Context) {
-        // Another topology, or another connection, may have taken its place.
+        // Another topology or another connection may have taken its place.
         let same = |peer: &&mut Attached| {
             let owed = peer.notices.owed.as_ref();
             owed.is_some_and(|owed| owed.token == token)
@@ -228,7 +228,7 @@ impl Handler<SendAgain> for Transport {
 }
 
 impl Transport {
-    /// The control channel of `key` is up: it can be sent what it is owed.
+    /// Sends the owed topology now that the control channel of `key` is up.
     pub(super) fn tell_owed(&mut self, key: &PeerKey, ctx: &mut Context<Self>) {
         if let Some(peer) = self.peers.get_mut(key) {
             peer.stand_in_line(key, &mut self.telling);
@@ -236,7 +236,7 @@ impl Transport {
         }
     }
 
-    /// Sends topologies to those whose turn it is, unless the next portion is due later.
+    /// Sends topologies to the peers whose turn it is, unless the next portion is due later.
     fn send_portion(&mut self, ctx: &mut Context<Self>) {
         let portions_per_s = 1000
             / u32::try_from(TOPOLOGY_PORTION.as_millis())
@@ -261,7 +261,7 @@ impl Transport {
                 }
             }
         }
-        // Also when nobody is left: whoever comes next is not sent a portion of its own.
+        // Set even if no peer is left in the line: the next peer must not start a portion of its own.
         self.telling.waits = true;
         ctx.run_later(TOPOLOGY_PORTION, |act, ctx| {
             act.telling.waits = false;
@@ -271,7 +271,7 @@ impl Transport {
 }
 
 impl Attached {
-    /// Waits for its turn, when it is owed a topology, can be reached, and no other is under way to it.
+    /// Joins the line if the peer is owed a topology, is reachable, and has no topology under way.
     fn stand_in_line(&mut self, key: &PeerKey, telling: &mut Telling) {
         let notices = &mut self.notices;
         let ready = self.control_up && notices.owed.is_some() && notices.under_way.is_none();
@@ -291,7 +291,7 @@ impl Attached {
         }
     }
 
-    /// Its turn has come; the entries sent.
+    /// Sends the owed topology. Returns the number of entries sent.
     fn send_owed(&mut self, token: u64) -> Result<u32, SendRefused> {
         let notices = &mut self.notices;
         notices.in_line = false;
@@ -308,7 +308,7 @@ impl Attached {
         Ok(owed.size)
     }
 
-    /// The answers to what was sent will not come. What was owed in parts begins anew.
+    /// Forgets unanswered notices: their answers will not arrive. An owed topology in parts starts again.
     pub(super) fn forget_notices(&mut self) {
         self.notices.early.clear();
         self.notices.under_way = None;
@@ -317,14 +317,14 @@ impl Attached {
         }
     }
 
-    /// A message that cannot be put into a frame is owed to nobody.
+    /// Drops a message that does not fit into a frame.
     pub(super) fn give_up_notice(&mut self, token: u64) {
         self.notices.early.retain(|sent| sent.token != token);
         self.notices.owed.take_if(|owed| owed.token == token);
         self.notices.under_way.take_if(|sent| sent.token == token);
     }
 
-    /// What a survivor answered.
+    /// Handles a survivor's answer.
     pub(super) fn notice_answered(
         &mut self,
         key: &PeerKey,
@@ -372,7 +372,7 @@ impl Attached {
                 self.notices.owed = None;
                 heard(&log, result);
             }
-            // A newer one has taken its place meanwhile.
+            // A newer topology has taken its place in the meantime.
             (result, None) => {
                 heard(&log, result);
                 ctx.notify(TellNewer(key.clone()));
@@ -381,7 +381,7 @@ impl Attached {
     }
 }
 
-/// The way to a peer is free for the next part of a topology, or for one that came while another was under way.
+/// The peer is ready for the next part of a topology, or for a newer one that arrived in the meantime.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct TellNewer(PeerKey);

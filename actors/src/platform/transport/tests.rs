@@ -17,7 +17,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Hears what happens on the peer's channels.
+/// Receives the events of the peer's channels.
 struct Owner;
 
 impl Actor for Owner {
@@ -102,7 +102,7 @@ fn listen(path: &Path) -> mpsc::Receiver<Connection> {
     kmp_transport::server::serve(listener, hello(PeerRole::Instance), |_: &str| ())
 }
 
-/// An instance that puts off each request so often before it answers.
+/// Runs an instance that defers each request `put_offs` times before it answers.
 fn serve(path: &Path, put_offs: usize) {
     let mut connections = listen(path);
     actix::spawn(async move {
@@ -124,8 +124,8 @@ fn serve(path: &Path, put_offs: usize) {
     });
 }
 
-/// A survivor that puts the first message off, and hangs up when asked to. Sends which recovery each
-/// message was of, with the number of its connection.
+/// Runs a survivor that defers the first message, and hangs up on demand. Sends the recovery of
+/// each message and the number of its connection to the test.
 async fn survive(
     path: std::path::PathBuf,
     heard: mpsc::UnboundedSender<(usize, u64)>,
@@ -198,7 +198,7 @@ async fn asked(put_offs: usize, timeout: Duration) -> Result<Kmp, RequestError> 
     ask(&transport, &key, timeout).await
 }
 
-/// Asks as soon as it is connected.
+/// Sends a request as soon as the peer is connected.
 async fn ask(
     transport: &TransportHandle,
     key: &PeerKey,
@@ -244,7 +244,7 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
     };
     transport.address().send(broadcast).await.unwrap();
     transport.address().send(topology(2)).await.unwrap();
-    // Only now it can be reached.
+    // The peer is reachable only from here on.
     let (sender, mut heard) = mpsc::unbounded_channel();
     let hang_up = Arc::new(Notify::new());
     actix::spawn(survive(path, sender, hang_up.clone()));
@@ -253,7 +253,7 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
     };
     assert_eq!(next(&mut heard).await, Some((1, 2)));
     assert_eq!(next(&mut heard).await, Some((1, 2)), "it was put off");
-    // Of this connection nothing is on its way any more, and of the next this is the first message.
+    // No message is under way on this connection, and this is the first message on the next one.
     for connection in [1, 2] {
         let answered = ask(&transport, &key, PATIENCE).await;
         let reply = matches!(answered, Ok(Kmp::RecoverPrepareReply(_)));
@@ -263,7 +263,7 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
     }
 }
 
-/// A survivor that hands each message it gets to the test, and answers when the test says so.
+/// Runs a survivor that passes each message to the test, and answers when the test allows it.
 async fn listen_slowly(
     path: std::path::PathBuf,
     heard: mpsc::UnboundedSender<u64>,
@@ -332,7 +332,7 @@ async fn a_survivor_that_answers_nothing_is_sent_only_so_much() {
     let (sender, mut heard) = mpsc::unbounded_channel();
     let answer = Arc::new(Notify::new());
     actix::spawn(listen_slowly(path, sender, answer.clone()));
-    // Connected: it has taken, and not answered, a request.
+    // The peer is connected: it has received a request and not answered it.
     let little = Duration::from_millis(1);
     let asked = ask(&transport, &key, little).await;
     assert_eq!(asked, Err(RequestError::TimedOut(little)));
@@ -352,7 +352,7 @@ async fn a_survivor_that_answers_nothing_is_sent_only_so_much() {
             _ => notices += 1,
         }
     }
-    // One of them may be the request.
+    // One of the notices may be the request.
     assert!(
         (NOTICES_MAX..=NOTICES_MAX + 1).contains(&notices),
         "{notices}"
@@ -369,7 +369,7 @@ fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
     assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
 }
 
-/// An instance that answers each request on its control channel with this.
+/// Runs an instance that gives this answer to each request on its control channel.
 fn answer_all(path: &Path, answer: Kmp) {
     let mut connections = listen(path);
     actix::spawn(async move {
@@ -474,7 +474,7 @@ async fn a_topology_goes_in_parts_each_after_the_answer_to_the_one_before() {
         elapsed_ms: 0,
     });
     let all = async {
-        // It goes away after the second part: on the next connection all of it comes.
+        // The peer hangs up after the second part: on the next connection, all parts arrive.
         let mut first = control().await;
         for n in 0..2 {
             let (frame, part) = told(&mut first).await;

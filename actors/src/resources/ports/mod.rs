@@ -34,7 +34,7 @@ pub use served::Ports;
 /// Maximum number of published ports of one instance.
 pub const PORTS_MAX: usize = 16;
 
-/// Number of attempts when the kernel chooses a port.
+/// Maximum number of attempts when the kernel chooses a port.
 const CHOICES_MAX: u32 = 16;
 
 /// The sockets, by instance.
@@ -129,12 +129,12 @@ fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The name by which a workload finds the listener of `port`.
+/// Returns the name by which a workload finds the listener of `port`.
 pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
 
-/// Why a port cannot be published, with the next step.
+/// Returns why a port cannot be published, with the next step.
 fn refused(wanted: SocketAddr, error: &io::Error) -> Failure {
     let text = format!("publishing {wanted}: {error}");
     match error.kind() {
@@ -262,7 +262,7 @@ impl Publisher {
         }
     }
 
-    /// The missing ports, with the reasons; `None` if there are none.
+    /// Returns the missing ports, with the reasons; `None` if there are none.
     pub fn missing(&self, instance: &str) -> Option<String> {
         let ports = self.instances.get(instance).map(|p| &p.ports[..])?;
         let missing = ports.iter().filter_map(|port| match &port.holding {
@@ -273,7 +273,7 @@ impl Publisher {
         (!missing.is_empty()).then(|| missing.join(", "))
     }
 
-    /// Listening duplicates for a new generation.
+    /// Returns listening duplicates for a new generation.
     ///
     /// # Errors
     /// When a port is missing, or descriptors run out: a generation needs all its sockets.
@@ -307,7 +307,7 @@ impl Publisher {
         }
     }
 
-    /// Whether no generation has the sockets, or will have them before the next [`Publisher::duplicates`].
+    /// Returns whether no generation has the sockets, or will have them before the next [`Publisher::duplicates`].
     pub fn is_abandoned(&self, instance: &str) -> bool {
         self.instances.get(instance).is_some_and(|p| !p.given)
     }
@@ -320,7 +320,7 @@ impl Publisher {
         }
     }
 
-    /// The ports of an instance, for its status.
+    /// Returns the ports of an instance, for its status.
     pub fn shown(&self, instance: &str) -> Vec<PortView> {
         let ports = self.instances.get(instance).map_or(&[][..], |p| &p.ports);
         let show = |port: &Port| {

@@ -28,7 +28,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// No ports yet, on a machine with this backend.
+    /// Starts without ports, on a machine with this backend.
     pub fn new(backend: Arc<dyn Backend>, log: Logger, events: EventLog) -> Self {
         Self {
             publisher: Rc::default(),

@@ -1,8 +1,8 @@
 //! The self-test of captures: it finds a broken dump setup before a real failure does.
 //!
 //! ```text
-//! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ told
-//!   └──────────────────────── whatever fails ──────────────────────────────────────────────▶ terminated, vmcores removed
+//! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ reported
+//!   └──────────────────────── on any failure ──────────────────────────────────────────▶ terminated, vmcores removed
 //! ```
 //!
 //! The instance is an ordinary one and is treated like any other, except that it is thrown away: by this test, or by
@@ -178,7 +178,7 @@ impl Doctor {
             .map_err(gone)
     }
 
-    /// The first finished recovery of the instance after the recovery `last`.
+    /// Returns the first finished recovery of the instance after the recovery `last`.
     async fn recovered(&self, last: u64) -> Result<RecoveryRecord, String> {
         let mut news = self.services.platform.events.watch();
         let look = async {
@@ -286,8 +286,8 @@ fn read(path: &Path, level: u32) -> Result<Read, String> {
     })
 }
 
-/// What is missing in a vmcore of a panicked kernel: the pages left out at `level`, the use of its pages, or the
-/// positions of its CPUs.
+/// Returns the first gap in the vmcore of a panicked kernel: the pages left out at `level`, the use of its
+/// pages, or the positions of its CPUs.
 fn unread(report: &Report, level: u32) -> Option<String> {
     let problems = || report.problems.join("; ");
     if report.memory.kinds.is_none() {
@@ -316,7 +316,8 @@ mod tests {
 
     use super::*;
 
-    /// The report on a real dump. The dump is too small for page descriptions and symbols: this function adds them.
+    /// Returns the report on a real dump. The dump is too small for page descriptions and symbols: this function adds
+    /// them.
     fn golden() -> Report {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),

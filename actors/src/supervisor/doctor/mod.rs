@@ -82,7 +82,7 @@ impl Handler<BeginDoctor> for Supervisor {
 }
 
 impl Supervisor {
-    /// The command-line option that the test's kernel needs, or the reason why the test cannot run now.
+    /// Returns the command-line option that the test's kernel needs, or the reason why the test cannot run now.
     fn refuse_doctor(&self) -> Result<&'static str, Failure> {
         self.refuse_while_stopping()?;
         let backend = &self.services.backend();
@@ -108,7 +108,7 @@ impl Supervisor {
     }
 }
 
-/// The image of the host's kernel, at the usual path of distributions.
+/// Returns the image of the host's kernel, at the usual path of distributions.
 fn host_kernel() -> Result<PathBuf, Failure> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let path = PathBuf::from(format!("/boot/vmlinuz-{}", release.trim()));

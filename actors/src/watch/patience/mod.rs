@@ -47,7 +47,7 @@ impl Patience {
         }
     }
 
-    /// The configuration without extensions.
+    /// Returns the configuration without extensions.
     pub(super) fn config(&self) -> Config {
         self.config
     }
@@ -72,7 +72,7 @@ impl Patience {
         (self.told != Owed::default()).then(|| self.effective())
     }
 
-    /// The evidence for a verdict.
+    /// Returns the evidence for a verdict.
     pub(super) fn evidence(&self) -> Option<String> {
         (self.told != Owed::default()).then(|| {
             format!(

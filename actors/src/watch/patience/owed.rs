@@ -107,7 +107,7 @@ mod tests {
         Instant::from_nanos(seconds * 1_000_000_000)
     }
 
-    /// A thread's account, in seconds.
+    /// Returns a thread's account, in seconds.
     fn thread(thread: i32, ran: u64, waited: u64, runnable: bool) -> ThreadTime {
         ThreadTime {
             thread,

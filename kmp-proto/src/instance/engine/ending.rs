@@ -1,4 +1,4 @@
-//! Wishes on their way into the journal, and the end of the instance.
+//! Wishes until they are in the journal, and the termination of the instance.
 
 use super::failing::Failed;
 use super::idle::{Idle, Rest};
@@ -11,17 +11,17 @@ use crate::instance::{ASKED_FOR, Condition};
 use crate::message::FailureCause;
 use crate::time::Instant;
 
-/// What a job is told whose instance is to be ended.
+/// The reason given to a job whose instance is terminated.
 pub(super) const TERMINATED: &str = "it was terminated meanwhile";
-/// A wanted end, before it begins.
+/// A requested termination that has not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     NotAsked,
-    /// It is being written. Until then the instance is watched, and what is under way goes on.
+    /// The wish is being written. Until it is durable, the instance is watched, and work under way continues.
     Recording {
         force: bool,
     },
-    /// It is in the journal, and begins when the recovery or morph under way is over.
+    /// The wish is in the journal. The termination begins when the recovery or morph under way is over.
     AfterWork {
         force: bool,
     },
@@ -33,11 +33,11 @@ impl End {
     }
 }
 
-/// A recovery that is asked for is being written.
+/// A recovery request that is being written.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) before: Idle,
-    /// It failed meanwhile.
+    /// The failure of the instance in the meantime, if any.
     pub(super) failure: Option<Failure>,
 }
 
@@ -63,7 +63,7 @@ impl Engine {
                 None => State::Idle(asked.before),
             }),
             Event::Failed(failure) => {
-                // What was asked for follows from this as well.
+                // The failure leads to the requested recovery as well.
                 self.show(Condition::Failed, Some(failure.text()));
                 self.ports(PortOrder::Hold);
                 asked.failure = Some(failure);
@@ -79,14 +79,14 @@ impl Engine {
         }
     }
 
-    /// Its end is in the journal.
+    /// Records that the termination is in the journal.
     pub(super) fn end_recorded(&mut self, state: State) -> Taken {
         let End::Recording { force } = self.end else {
             return Taken::Not(state);
         };
         match state {
             State::Recovering(recovering) => {
-                // Its fence is finished first; a successor is not waited for any longer.
+                // The recovery finishes its fence first, but no longer waits for a successor.
                 self.end = End::AfterWork { force };
                 self.tell(JobNews::SuccessorFailed(TERMINATED.to_owned()));
                 return Taken::To(State::Recovering(recovering));
@@ -96,14 +96,14 @@ impl Engine {
                 self.tell(JobNews::Terminated);
                 return Taken::To(State::Morphing);
             }
-            // A recovery that waits has had no effect yet.
+            // A waiting recovery has had no effect yet.
             State::BackingOff(_) => self.actions.push_back(Action::CancelBackOff),
             _ => {}
         }
         Taken::To(self.end_now(force))
     }
 
-    /// Its end could not be written: what happened meanwhile is dealt with now.
+    /// Records that the termination could not be written: handles the events that it had postponed.
     pub(super) fn end_not_recorded(&mut self, state: State, now: Instant) -> Taken {
         let End::Recording { .. } = self.end else {
             return Taken::Not(state);

@@ -13,7 +13,7 @@ use crate::message::FailureCause;
 use crate::recovery::Decision;
 use crate::time::Instant;
 
-/// A failure that nothing follows from until a termination is written, or is not.
+/// A failure whose handling waits until a termination is written or refused.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) before: Idle,
@@ -24,11 +24,11 @@ pub(super) struct Failed {
 #[derive(Debug)]
 pub(super) struct Recovering {
     successor: Successor,
-    /// Why it rests afterwards, if it does.
+    /// Why the instance rests afterwards, if it does.
     pub(super) rests_because: Option<String>,
-    /// A successor was started.
+    /// True once a successor was started.
     started: bool,
-    /// How that failed.
+    /// How the successor failed.
     cause: Option<FailureCause>,
 }
 
@@ -60,7 +60,7 @@ fn desired(successor: Successor) -> Desired {
 }
 
 impl Engine {
-    /// Decides by policy what follows from a failure.
+    /// Applies the policy to a failure.
     pub(super) fn heal(&mut self, failure: Failure, now: Instant) -> State {
         self.watch(WatchOrder::End);
         self.ports(PortOrder::HoldForAWhile);
@@ -90,7 +90,7 @@ impl Engine {
                 let why = format!("{failures} failures in a row: quarantined");
                 order.failure.evidence.push(why);
                 order.successor = Successor::None;
-                // Another daemon may have to finish it.
+                // Another daemon may have to finish the recovery.
                 self.actions.push_back(Action::Save);
                 self.queue(order)
             }
@@ -134,7 +134,7 @@ impl Engine {
             Event::SuccessorStarted => {
                 recovering.started = true;
                 self.watch(WatchOrder::End);
-                // One that is to be ended was told to the recovery already.
+                // A recorded termination was already reported to the recovery.
                 if !self.end.is_recorded() {
                     self.watch(WatchOrder::Begin);
                 }

@@ -1,4 +1,4 @@
-//! Nothing is under way: it starts, serves or rests. What may begin, begins here.
+//! No work under way: the instance starts, serves or rests. New work begins here.
 
 use super::ending::{Asked, End};
 use super::failing::Failed;
@@ -10,30 +10,30 @@ use crate::instance::events::{
 use crate::instance::{Condition, Desired};
 use crate::time::Instant;
 
-/// What is shown of an instance while its memory is captured.
+/// The shown reason while an instance's memory is captured.
 const FROZEN: &str = "its memory is being captured";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Idle {
-    /// The first healthy answer is waited for.
+    /// Waits for the first healthy answer.
     Starting {
-        /// By whoever spawned it.
+        /// True if a spawn waits for the answer.
         spawning: bool,
     },
     Serving,
     Resting(Rest),
 }
 
-/// Why nothing happens until an operator asks.
+/// Why nothing happens until an operator acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// It failed while auto-heal was off.
+    /// The instance failed while auto-heal was off.
     Unhealed,
-    /// It failed too often.
+    /// The instance failed too often.
     Quarantined,
-    /// A fence could not be confirmed, or a vmcore not be captured.
+    /// A fence could not be confirmed, or a vmcore could not be captured.
     OperatorAction,
-    /// It could not be ended: it is to be ended again.
+    /// The termination failed and must be requested again.
     NotEnded,
 }
 
@@ -53,7 +53,7 @@ impl From<Desired> for Rest {
             Desired::Unhealed => Self::Unhealed,
             Desired::OperatorAction => Self::OperatorAction,
             Desired::Terminating => Self::NotEnded,
-            // The first two do not rest: whoever finds them recovers or adopts the instance.
+            // The first two are not states of rest: a daemon that finds them recovers or adopts the instance.
             Desired::Running | Desired::Recover | Desired::Resting => Self::Quarantined,
         }
     }
@@ -74,7 +74,7 @@ impl Idle {
 impl Engine {
     pub(super) fn idle(&mut self, idle: Idle, event: Event, now: Instant) -> Taken {
         if let Idle::Resting(_) = idle {
-            // Nothing of it is watched, or a person has to act first.
+            // The generation is not watched, or an operator has to act first.
             return Taken::Not(State::Idle(idle));
         }
         match event {
@@ -86,7 +86,7 @@ impl Engine {
                 }
                 Taken::To(State::Idle(Idle::Serving))
             }
-            // Told of what was healthy once.
+            // The watch reports this only for an instance that was healthy once.
             Event::Silent(text) if idle == Idle::Serving => {
                 self.show(Condition::Unresponsive, Some(text));
                 Taken::To(State::Idle(idle))
@@ -109,10 +109,10 @@ impl Engine {
         self.ports(PortOrder::Aim);
     }
 
-    /// The generation failed while nothing was under way.
+    /// Handles a failure of the generation while no work is under way.
     pub(super) fn idle_failed(&mut self, idle: Idle, failure: Failure, now: Instant) -> State {
         if let Idle::Resting(_) = idle {
-            // A person has to act first.
+            // An operator has to act first.
             return State::Idle(idle);
         }
         if self.end != End::NotAsked {
@@ -129,7 +129,8 @@ impl Engine {
         self.heal(failure, now)
     }
 
-    /// Only an instance that has served is healed: whoever spawns learns at once that it does not start.
+    /// Fails a spawn. Only an instance that has served is healed: the user learns at once that the instance does not
+    /// start.
     fn give_up_spawn(&mut self, reason: String) -> State {
         self.show(Condition::Failed, Some(reason.clone()));
         self.ports(PortOrder::Hold);
@@ -139,7 +140,7 @@ impl Engine {
         State::Ending
     }
 
-    /// Whether a request can be carried out now.
+    /// Checks whether a request can be carried out now.
     ///
     /// # Errors
     /// The job that prevents the request.
@@ -163,7 +164,7 @@ impl Engine {
             State::Capturing(_) => Doing::Capturing,
         };
         match (request, doing) {
-            // What is not finished gives way to the end.
+            // Unfinished work gives way to the termination.
             (Request::Terminate { .. }, Doing::Recovering)
             | (Request::Terminate { force: true }, Doing::Morphing) => Ok(()),
             _ => Err(doing),

@@ -1,4 +1,4 @@
-//! Morphs, and captures that somebody asked for.
+//! Morphs, and captures on request.
 
 use super::ending::End;
 use super::idle::{Idle, Rest};
@@ -13,7 +13,7 @@ use crate::time::Instant;
 #[derive(Debug)]
 pub(super) struct Capturing {
     pub(super) before: Idle,
-    /// It ended meanwhile: what follows once its memory has been read.
+    /// The failure of the generation in the meantime. It is handled once the memory has been read.
     pub(super) failure: Option<Failure>,
 }
 
@@ -39,8 +39,8 @@ impl Engine {
             evidence: vec![how],
         };
         let failure = match outcome {
-            // A target that keeps its resources is fenced by nobody yet: the source, which may serve, must not be healed
-            // beside it.
+            // Nothing has fenced a target that keeps its resources, so the source, which may serve, must not be healed
+            // next to it.
             Outcome::OperatorActionNeeded {
                 side: Side::Target,
                 why,
@@ -77,13 +77,14 @@ impl Engine {
             Outcome::CommittedButFailed(failure) => failed(failure.to_string()),
             Outcome::SourceFailed { failure, .. } => failed(failure.to_string()),
         };
-        // Of the target, in the hands of the session until now, or of the source.
+        // The generation is the target, which the session has watched until now, or the source.
         self.watched = true;
         self.show(Condition::Failed, Some(failure.text()));
         self.heal(failure, now)
     }
 
-    /// The silence of what is frozen says nothing. Its end is a failure, dealt with when its memory has been read.
+    /// The silence of a frozen generation says nothing. Its end is a failure, which is handled once its memory has been
+    /// read.
     pub(super) fn capturing(
         &mut self,
         mut capturing: Capturing,

@@ -1,11 +1,11 @@
 //! The instance engine.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `idle` | nothing is under way: starting, serving, resting; what may begin |
+//! | `idle` | no work under way: starting, serving, resting; start of new work |
 //! | `failing` | from a failure to the end of its recovery |
 //! | `jobs` | morphs and captures |
-//! | `ending` | wishes on their way into the journal, and the end |
+//! | `ending` | wishes until they are in the journal, and the termination |
 
 mod ending;
 mod failing;
@@ -53,9 +53,9 @@ pub struct Engine {
     end: End,
     auto_heal: bool,
     restarts: RestartPolicy,
-    /// It was adopted as the successor of a recovery that is not over.
+    /// The instance was adopted as the successor of an unfinished recovery.
     succeeds: bool,
-    /// The active generation is watched here.
+    /// True if this engine's owner watches the active generation.
     watched: bool,
     unwell: Unwell,
     condition: Condition,
@@ -63,17 +63,17 @@ pub struct Engine {
     actions: VecDeque<Action>,
 }
 
-/// Why it serves and is not well.
+/// Why a serving instance is not well.
 #[derive(Debug, Default)]
 struct Unwell {
-    /// By its agent.
+    /// According to its agent.
     said: Option<String>,
-    /// By its load.
+    /// According to its load.
     load: Option<String>,
 }
 
 impl Engine {
-    /// One whose first generation was just spawned, and somebody waits for it to serve.
+    /// Returns an instance whose first generation was just spawned; an operation waits for it to serve.
     pub fn spawned(auto_heal: bool) -> Self {
         let spawning = true;
         let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
@@ -81,8 +81,8 @@ impl Engine {
         engine
     }
 
-    /// One that an earlier daemon left running. `succeeds`: that daemon has not finished the recovery that started it,
-    /// and its first healthy answer, or its end before that, ends the recovery.
+    /// Returns an instance that an earlier daemon left running. `succeeds`: that daemon has not finished the recovery
+    /// that started the generation; the generation's first healthy answer, or its earlier end, ends that recovery.
     pub fn adopted(auto_heal: bool, succeeds: bool) -> Self {
         let spawning = false;
         let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
@@ -91,8 +91,8 @@ impl Engine {
         engine
     }
 
-    /// One that an earlier daemon left in the middle of a morph; whether its active generation is watched here, and not
-    /// by the morph.
+    /// Returns an instance that an earlier daemon left in a morph. `watched`: the instance, not the morph, watches
+    /// the active generation.
     pub fn morphing(auto_heal: bool, watched: bool) -> Self {
         let mut engine = Self::with(State::Morphing, auto_heal);
         if watched {
@@ -103,7 +103,7 @@ impl Engine {
         engine
     }
 
-    /// An instance at rest, by its desired state and the reason.
+    /// Returns a resting instance, with its desired state and the reason.
     pub fn resting(auto_heal: bool, desired: Desired, reason: Option<String>) -> Self {
         let rest = Rest::from(desired);
         let mut engine = Self::with(State::Idle(Idle::Resting(rest)), auto_heal);
@@ -112,15 +112,15 @@ impl Engine {
         engine
     }
 
-    /// An instance that an earlier daemon was ending.
+    /// Returns an instance whose termination an earlier daemon began.
     pub fn ending(auto_heal: bool) -> Self {
         let mut engine = Self::with(State::Ending, auto_heal);
         engine.state = engine.end_now(true);
         engine
     }
 
-    /// One that failed while no daemon watched, or whose recovery an earlier daemon has not finished. `decided`: what that
-    /// daemon had decided; else the policy decides.
+    /// Returns an instance that failed while no daemon watched, or whose recovery an earlier daemon has not
+    /// finished. `decided`: that daemon's decision; without one, the policy decides.
     pub fn failed(
         auto_heal: bool,
         failure: Failure,
@@ -158,7 +158,7 @@ impl Engine {
         }
     }
 
-    /// The state, as the transition table has it.
+    /// Returns the state in the transition table.
     pub fn stage(&self) -> Stage {
         match &self.state {
             State::Idle(Idle::Starting { .. }) => Stage::Starting,
@@ -176,17 +176,17 @@ impl Engine {
         }
     }
 
-    /// The condition that users see.
+    /// Returns the condition that users see.
     pub fn condition(&self) -> Condition {
         self.condition
     }
 
-    /// Why; `None` when that needs no reason.
+    /// Returns the reason for the condition; `None` if it needs none.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// The desired state of the instance, including wishes in the journal.
+    /// Returns the desired state of the instance, including wishes in the journal.
     pub fn desired(&self) -> Desired {
         if self.end.is_recorded() {
             return Desired::Terminating;
@@ -202,7 +202,7 @@ impl Engine {
         }
     }
 
-    /// Why it rests, or is about to.
+    /// Returns why the instance rests, or is about to rest.
     pub fn rests_because(&self) -> Option<String> {
         match &self.state {
             State::Idle(Idle::Resting(_)) => self.reason.clone(),
@@ -212,7 +212,7 @@ impl Engine {
         }
     }
 
-    /// Whether the generation that is watched was healthy once: failures of its program count from then on.
+    /// Returns whether the watched generation was healthy once: only then do failures of its program count.
     pub fn has_served(&self) -> bool {
         match &self.state {
             State::Idle(idle) => *idle == Idle::Serving,
@@ -228,28 +228,28 @@ impl Engine {
         }
     }
 
-    /// Whether its spawn is under way, and may fail.
+    /// Returns whether the spawn is under way and may fail.
     pub fn is_spawning(&self) -> bool {
         matches!(self.state, State::Idle(Idle::Starting { spawning: true }))
             && matches!(self.end, End::NotAsked)
     }
 
-    /// Whether it serves, is well, and nothing is under way: it can help others.
+    /// Returns whether the instance serves, is well, and has no work under way: it can then help others.
     pub fn is_well(&self) -> bool {
         matches!(self.state, State::Idle(Idle::Serving)) && self.condition == Condition::Running
     }
 
-    /// The actions that are still to be taken from it, in order.
+    /// Returns the pending actions, in order.
     pub fn actions(&self) -> impl ExactSizeIterator<Item = &Action> {
         self.actions.iter()
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Takes an event. One that does not belong to the state changes nothing, and the answer says so.
+    /// Handles an event. An event that does not belong to the state changes nothing, and the answer says so.
     pub fn handle(&mut self, event: Event, now: Instant) -> Answer {
         let stage = self.stage();
         let state = std::mem::replace(&mut self.state, State::Gone);
@@ -266,7 +266,7 @@ impl Engine {
         }
     }
 
-    /// The recovery that an earlier daemon began is over once its successor was healthy, or does not start any more.
+    /// Ends the recovery of an earlier daemon once its successor was healthy, or can no longer start.
     fn end_earlier_recovery(&mut self) {
         let (before, failure) = match &self.state {
             State::Idle(before) => (before, None),
@@ -320,7 +320,7 @@ impl Engine {
         }
     }
 
-    /// What was said of its health counts while it serves; later it may.
+    /// Records the reported health. It counts while the instance serves, or once it serves again.
     fn reassess(&mut self, state: State) -> Taken {
         let serves = matches!(self.condition, Condition::Running | Condition::Degraded);
         if serves && matches!(state, State::Idle(Idle::Serving)) {
@@ -332,7 +332,7 @@ impl Engine {
     fn watch(&mut self, order: WatchOrder) {
         match order {
             WatchOrder::Begin | WatchOrder::Adopt | WatchOrder::TakeOver => {
-                // A watch tells what the agent has said before it.
+                // A new watch reports the agent's last status again.
                 self.unwell = Unwell::default();
                 self.watched = true;
             }
@@ -355,7 +355,7 @@ impl Engine {
         self.actions.push_back(Action::Show);
     }
 
-    /// It answers: running, or degraded by what its agent has said last or by its load.
+    /// Shows an instance that answers: running, or degraded by its agent's last report or by its load.
     fn show_serving(&mut self) {
         let Unwell { said, load } = &self.unwell;
         match said.as_ref().or(load.as_ref()).cloned() {

@@ -1,4 +1,4 @@
-//! The states after the commit record: whatever happens, the morph ends with the source fenced.
+//! The states after the commit record: the morph always ends with the source fenced.
 
 use super::{Engine, State, Taken, Timers};
 use crate::message::Side;

@@ -35,7 +35,7 @@ enum State {
     Recording(Morph<Recording>),
     Committed(Committed),
     RollingBack(RollingBack),
-    /// Over; the side that is the instance.
+    /// Over, with the side that is the instance.
     Done(Side),
 }
 
@@ -89,14 +89,14 @@ impl Engine {
         engine
     }
 
-    /// Goes forward with a morph that an earlier daemon left with its commit record.
+    /// Resumes a morph that an earlier daemon left with its commit record: it moves only forward.
     pub fn resume_committed(record: CommitRecord, now: Instant) -> Self {
         let mut engine = Self::with(State::Done(Side::Target));
         engine.state = engine.serve(Morph::<Serving>::committed(record), now);
         engine
     }
 
-    /// Goes back with a morph that an earlier daemon left without a commit record.
+    /// Resumes a morph that an earlier daemon left without a commit record: it rolls back.
     pub fn resume_uncommitted(source: u64, target: u64) -> Self {
         let mut engine = Self::with(State::Done(Side::Source));
         let pair = Pair { source, target };
@@ -112,12 +112,12 @@ impl Engine {
         }
     }
 
-    /// The phase.
+    /// Returns the phase.
     pub fn phase(&self) -> Phase {
         self.stage().phase()
     }
 
-    /// The state, as the transition table has it.
+    /// Returns the state in the transition table.
     pub fn stage(&self) -> Stage {
         match &self.state {
             State::Open(open) => open.stage(),
@@ -128,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// The side that is the instance: the source until the commit record is known to be durable.
+    /// Returns the side that is the instance: the source until the commit record is known to be durable.
     pub fn owner(&self) -> Side {
         match &self.state {
             State::Open(_) | State::Recording(_) | State::RollingBack(_) => Side::Source,
@@ -137,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// Why the morph goes back, while it does.
+    /// Returns the reason for the rollback, during a rollback.
     pub fn rollback_reason(&self) -> Option<&RollbackReason> {
         match &self.state {
             State::RollingBack(rolling_back) => Some(rolling_back.reason()),
@@ -145,18 +145,18 @@ impl Engine {
         }
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Timers { deadline, retry_at } = self.timers;
         [deadline, retry_at].into_iter().flatten().min()
     }
 
-    /// Takes an event. One that does not belong to the state changes nothing, and the answer says so.
+    /// Handles an event. An event that does not belong to the state changes nothing, and the answer says so.
     pub fn handle(&mut self, event: Event, now: Instant) -> Answer {
         let before = self.stage();
         let already = self.actions.len();
@@ -181,7 +181,7 @@ impl Engine {
         };
         let after = self.phase();
         if before.phase() != after {
-            // The change is told before what follows from it.
+            // Report the phase before the actions that follow from it.
             self.actions.insert(already, Action::Phase(after));
         }
         answer
@@ -203,7 +203,8 @@ impl Engine {
         self.actions.push_back(Action::Fence(side, order));
     }
 
-    /// A fence was not confirmed: it is tried again. False when it was tried `attempts` times, which is often enough.
+    /// Schedules another attempt at a fence that was not confirmed. Returns false if `attempts` has reached the
+    /// maximum.
     fn fence_again_later(&mut self, attempts: u32, now: Instant) -> bool {
         let again = attempts < FENCE_ATTEMPTS;
         self.timers.retry_at = again.then_some(now + FENCE_RETRY);
@@ -216,13 +217,13 @@ impl Engine {
         self.actions.push_back(request);
     }
 
-    /// Such a request is due again: its answer was a refusal or did not come.
+    /// Returns whether such a request is due again: its answer was a refusal or did not arrive.
     fn ask_is_due(&self, now: Instant) -> bool {
         self.timers.retry_is_due(now) || self.timers.is_overdue(now)
     }
 
-    /// Such a request was refused: it is repeated, because giving up means to lose the workload's state. False when it
-    /// was refused `refusals` times, which is often enough.
+    /// Schedules another attempt at a refused request, because giving up would lose the workload's state. Returns
+    /// false if `refusals` has reached the maximum.
     fn ask_again_later(&mut self, refusals: u32, now: Instant) -> bool {
         let again = refusals < REQUEST_ATTEMPTS;
         self.timers.retry_at = again.then_some(now + REQUEST_RETRY);

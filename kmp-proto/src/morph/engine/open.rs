@@ -1,4 +1,4 @@
-//! The states before the commit record is ordered: one step after another; any failure rolls back.
+//! The states before the commit record is ordered: a sequence of steps, in which any failure causes a rollback.
 
 use super::{Engine, State, Taken, Timers};
 use crate::message::Side;
@@ -61,7 +61,7 @@ impl From<Open> for Taken {
     }
 }
 
-/// The reason for a rollback, if the event causes one in any of these states; else the event.
+/// Returns the reason for a rollback, if the event causes one in all of these states; else the event.
 fn undoing(event: Event) -> Result<RollbackReason, Event> {
     Ok(match event {
         Event::RollbackRequested(words) => RollbackReason::Requested(words),
@@ -162,7 +162,7 @@ impl Engine {
             }
             (Open::Activating(morph), Event::Activated(digest)) => match morph.activated(digest) {
                 Ok((morph, order)) => {
-                    // Until the record's outcome is known, no deadline may lead back.
+                    // Until the record's outcome is known, no deadline may cause a rollback.
                     self.timers = Timers::default();
                     self.actions.push_back(Action::WriteCommitRecord(order));
                     Taken::To(State::Recording(morph))

@@ -11,7 +11,7 @@ use crate::message::{Side, StateProvider, TransferMode};
 pub struct Freezing {
     pub(super) provider: StateProvider,
     pub(super) mode: TransferMode,
-    /// Number of the last round that the source served through.
+    /// Number of the last round before the freeze.
     pub(super) round: u32,
 }
 
@@ -24,14 +24,14 @@ pub struct LastRound {
     digest: u64,
 }
 
-/// The target is asked to take over what the source froze.
+/// The target is asked to take over the frozen state.
 #[derive(Debug)]
 pub struct Activating {
     digest: u64,
 }
 
-/// The journal writes the commit record. Whether it became durable is not known until the journal says so: deaths meanwhile
-/// count only afterwards, and no deadline leads back.
+/// The journal writes the commit record. Until the journal answers, the record may or may not be durable: a side's
+/// death counts only afterwards, and no deadline causes a rollback.
 #[derive(Debug, Default)]
 pub struct Recording {
     source_died: Option<String>,
@@ -42,12 +42,12 @@ pub struct Recording {
 pub(in crate::morph) enum Recorded {
     /// The target serves next.
     Serve(Morph<Serving>),
-    /// The target died meanwhile.
+    /// The target died in the meantime.
     TargetFailed(Morph<FencingSource>),
 }
 
 impl Morph<Freezing> {
-    /// The source is frozen; `digest` is the digest of its state.
+    /// Records that the source is frozen; `digest` is the digest of its state.
     pub(in crate::morph) fn frozen(self, digest: u64) -> Morph<LastRound> {
         let Freezing {
             provider,
@@ -65,7 +65,7 @@ impl Morph<Freezing> {
 }
 
 impl Morph<LastRound> {
-    /// The last round is in place.
+    /// Records that the last round is in place.
     pub(in crate::morph) fn applied(self) -> Morph<Activating> {
         let digest = self.phase.digest;
         Self::with(self.pair, Activating { digest })
@@ -73,7 +73,8 @@ impl Morph<LastRound> {
 }
 
 impl Morph<Activating> {
-    /// The target has taken over; `digest` is that of its state. The only origin of a [`CommitOrder`].
+    /// Records that the target has taken over; `digest` is the digest of its state. The only origin of a
+    /// [`CommitOrder`].
     ///
     /// # Errors
     /// If the digests differ.
@@ -101,10 +102,10 @@ impl Morph<Recording> {
         }
     }
 
-    /// The record is durable.
+    /// Records that the commit record is durable.
     ///
     /// # Errors
-    /// The morph as it was, when the record is another morph's.
+    /// The unchanged morph, if the record belongs to another morph.
     pub(in crate::morph) fn recorded(self, record: CommitRecord) -> Result<Recorded, Self> {
         if (record.source(), record.target()) != (self.pair.source, self.pair.target) {
             return Err(self);
@@ -116,7 +117,7 @@ impl Morph<Recording> {
         })
     }
 
-    /// The record could not be written: how the source died meanwhile, if it did.
+    /// Records that the commit record could not be written. Also returns a failure of the source in the meantime.
     pub(in crate::morph) fn not_recorded(self) -> (Pair, Option<SourceFailure>) {
         (self.pair, self.phase.source_died.map(SourceFailure::Died))
     }

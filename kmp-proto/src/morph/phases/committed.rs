@@ -27,7 +27,7 @@ pub struct FencingSource {
 }
 
 impl Morph<Serving> {
-    /// Goes on from a durable record, of this daemon or of an earlier one.
+    /// Continues from a durable record, written by this daemon or by an earlier one.
     pub fn committed(record: CommitRecord) -> Self {
         let pair = Pair {
             source: record.source(),
@@ -40,13 +40,13 @@ impl Morph<Serving> {
         Self { pair, phase }
     }
 
-    /// The target serves.
+    /// Records that the target serves.
     pub(in crate::morph) fn serves(self) -> Morph<Retiring> {
         let target_failure = None;
         Self::with(self.pair, Retiring { target_failure })
     }
 
-    /// The target will never serve.
+    /// Records that the target will never serve.
     pub(in crate::morph) fn target_failed(self, how: TargetFailure) -> Morph<FencingSource> {
         let phase = FencingSource {
             target_failure: Some(how),
@@ -61,7 +61,7 @@ impl Morph<Retiring> {
         self.phase.target_failure = Some(TargetFailure::Died(how));
     }
 
-    /// The source's workload has ended, or nothing more is heard of it.
+    /// Records that the source's workload has ended, or the source no longer answers.
     pub(in crate::morph) fn retired(self) -> Morph<FencingSource> {
         let target_failure = self.phase.target_failure;
         let attempts = 0;
@@ -84,10 +84,10 @@ impl Morph<FencingSource> {
         self.phase.target_failure
     }
 
-    /// The source is fenced: the morph is over.
+    /// Records that the source is fenced: the morph is over.
     ///
     /// # Errors
-    /// The morph as it was, when the certificate is another generation's.
+    /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: &FenceCertificate) -> Result<Outcome, Self> {
         if certificate.generation() != self.pair.source {
             return Err(self);

@@ -2,7 +2,7 @@
 //!
 //! | file | phases |
 //! |---|---|
-//! | `open` | up to the validation: everything can be undone, and the source serves |
+//! | `open` | up to the validation: the source serves, and a rollback is always possible |
 //! | `commit` | from the freeze to the commit record |
 //! | `committed` | after the record: only forward |
 //! | `rollback` | rollback |

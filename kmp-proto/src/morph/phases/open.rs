@@ -1,4 +1,4 @@
-//! The phases up to the validation: the source serves, and everything can be undone.
+//! The phases up to the validation: the source serves, and a rollback is always possible.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Preparing {
     target_ready: bool,
 }
 
-/// Both sides say what they can do.
+/// Both sides state their capabilities.
 #[derive(Debug)]
 pub struct Negotiating {
     pub(in crate::morph) config: Config,
@@ -27,38 +27,38 @@ pub struct Negotiating {
     target: Option<Offer>,
 }
 
-/// A round is on its way while the source serves.
+/// A round is under way while the source serves.
 #[derive(Debug)]
 pub struct Transferring {
     pub(in crate::morph) transfer: Transfer,
 }
 
-/// The first round is in place, and the validation has not been requested yet.
+/// The first round is applied, and the validation has not been requested yet.
 #[derive(Debug)]
 pub struct Held {
     pub(in crate::morph) transfer: Transfer,
     applied: Round,
 }
 
-/// The target validates the state it received.
+/// The target validates the received state.
 #[derive(Debug)]
 pub struct Validating {
     pub(in crate::morph) transfer: Transfer,
 }
 
-/// The target has validated its state: made by [`Morph::on_report`] only, and the only phase that commits.
+/// The target has validated its state. Only [`Morph::on_report`] creates this phase, and only this phase commits.
 #[derive(Debug)]
 pub struct Committable {
     pub(in crate::morph) transfer: Transfer,
 }
 
-/// How state moves, and what is known of that.
+/// The transfer of state, and its measurements.
 #[derive(Debug)]
 pub(in crate::morph) struct Transfer {
     pub(in crate::morph) config: Config,
     pub(in crate::morph) provider: StateProvider,
     pub(in crate::morph) mode: TransferMode,
-    /// Number of the round on its way, or of the last one.
+    /// Number of the round under way, or of the last one.
     pub(in crate::morph) round: u32,
     dirty_bytes: u64,
     bytes_per_s: u64,
@@ -76,34 +76,34 @@ pub(in crate::morph) struct Round {
 
 /// The next phase after an acknowledgement.
 pub(in crate::morph) enum Preparation {
-    /// The other side's is missing.
+    /// The acknowledgement of the other side is missing.
     Waiting(Morph<Preparing>),
-    /// Both are there.
+    /// Both sides have acknowledged.
     Ready(Morph<Negotiating>),
 }
 
 /// The next phase after an offer.
 pub(in crate::morph) enum Agreement {
-    /// The other side's is missing.
+    /// The offer of the other side is missing.
     Waiting(Morph<Negotiating>),
-    /// Both can do what is required.
+    /// Both sides can do what is required.
     Agreed(Morph<Transferring>, Choice),
-    /// They cannot.
+    /// The sides are incompatible.
     Refused(Pair, Incompatible),
 }
 
 /// The next phase after a round.
 pub(in crate::morph) enum Progress {
-    /// Another one, which makes the last one shorter.
+    /// Another round, which makes the last one shorter.
     Again(Morph<Transferring>),
     /// The validation.
     Over(Morph<Validating>),
-    /// Somebody is to ask for the validation.
+    /// A user must request the validation.
     Held(Morph<Held>),
 }
 
 impl Morph<Preparing> {
-    /// Begins.
+    /// Begins a morph.
     pub fn begin(config: Config, source: u64, target: u64) -> Self {
         Self {
             pair: Pair { source, target },
@@ -116,12 +116,13 @@ impl Morph<Preparing> {
         }
     }
 
-    /// The target is up. False when that was known.
+    /// Records that the target is healthy. Returns false if that was known.
     pub(in crate::morph) fn target_is_healthy(&mut self) -> bool {
         !std::mem::replace(&mut self.phase.target_healthy, true)
     }
 
-    /// A side has acknowledged. The target's counts only once it is healthy: it is not asked before.
+    /// Records the acknowledgement of a side. The target's counts only once the target is healthy: it is not asked
+    /// before.
     pub(in crate::morph) fn prepared(mut self, side: Side) -> Preparation {
         match side {
             Side::Source => self.phase.source_ready = true,
@@ -140,7 +141,7 @@ impl Morph<Preparing> {
 }
 
 impl Morph<Negotiating> {
-    /// A side has said what it can do.
+    /// Records the offer of a side.
     pub(in crate::morph) fn offered(mut self, side: Side, offer: Offer) -> Agreement {
         match side {
             Side::Source => self.phase.source = Some(offer),
@@ -182,7 +183,7 @@ impl Morph<Negotiating> {
 }
 
 impl Morph<Transferring> {
-    /// A round is in place.
+    /// Records an applied round.
     pub(in crate::morph) fn applied(self, round: Round) -> Progress {
         let transfer = self.phase.transfer;
         if transfer.config.validate_on_request && transfer.round == 1 {
@@ -205,7 +206,7 @@ impl Morph<Transferring> {
 }
 
 impl Morph<Held> {
-    /// The validation is asked for; as soon as another round is not worth its time, it begins.
+    /// Records the request for the validation, which begins as soon as another round is not worth its time.
     pub(in crate::morph) fn go_on(self) -> Progress {
         let Held { transfer, applied } = self.phase;
         Morph::<Transferring>::after(self.pair, transfer, applied)
@@ -213,10 +214,10 @@ impl Morph<Held> {
 }
 
 impl Morph<Validating> {
-    /// Takes the validation report. The only origin of a [`Committable`].
+    /// Handles the validation report. The only origin of a [`Committable`].
     ///
     /// # Errors
-    /// The checks that did not hold; none when the report lists none at all.
+    /// The failed checks; an empty list if the report has no checks.
     pub fn on_report(self, checks: &[Check]) -> Result<Morph<Committable>, Invalid> {
         let failed = checks.iter().filter(|c| c.result == CheckResult::Failed);
         let failed: Vec<_> = failed.cloned().collect();
@@ -229,11 +230,11 @@ impl Morph<Validating> {
 }
 
 impl Morph<Committable> {
-    /// The downtime to expect.
+    /// Returns the expected downtime.
     pub fn estimate(&self) -> Estimate {
         let transfer = &self.phase.transfer;
         let last_round = match transfer.mode {
-            // Nothing is copied: what changes is in the target's reach already.
+            // No copy is needed: the target can reach the changed state already.
             TransferMode::ByReference => Duration::ZERO,
             TransferMode::Rounds => transfer.last_round(),
         };
@@ -246,7 +247,7 @@ impl Morph<Committable> {
     /// Decides to commit.
     ///
     /// # Errors
-    /// The morph as it was, when the estimate is above the limit.
+    /// The unchanged morph, if the estimate is above the limit.
     #[expect(
         clippy::result_large_err,
         reason = "a refusal gives the morph back; it is moved once in a morph's life"
@@ -277,7 +278,7 @@ impl Morph<Committable> {
 }
 
 impl Transfer {
-    /// How long the last round would take now.
+    /// Returns the expected duration of the last round at this time.
     fn last_round(&self) -> Duration {
         if self.dirty_bytes == 0 {
             return Duration::ZERO;
@@ -287,8 +288,8 @@ impl Transfer {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Takes the result of a round. True when another one is worth its time: state is copied, the last round would
-    /// take more than half of the budget, and this one made it shorter.
+    /// Records the result of a round. Returns true if another round is worth its time: the mode copies state, the
+    /// last round would take more than half of the budget, and this round has made it shorter.
     fn applied(&mut self, round: Round) -> bool {
         let before = self.last_round();
         let first = self.round <= 1;

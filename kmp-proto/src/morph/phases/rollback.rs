@@ -25,7 +25,7 @@ pub struct Resuming {
 pub(in crate::morph) enum Undone {
     /// The source serves next.
     Resume(Morph<Resuming>),
-    /// The source has failed as well.
+    /// The source has failed too.
     Over(Outcome),
 }
 
@@ -48,10 +48,10 @@ impl Morph<FencingTarget> {
         self.phase.source_failure = Some(SourceFailure::Died(how));
     }
 
-    /// The target is fenced. The only origin of a [`Resuming`].
+    /// Records that the target is fenced. The only origin of a [`Resuming`].
     ///
     /// # Errors
-    /// The morph as it was, when the certificate is another generation's.
+    /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: FenceCertificate) -> Result<Undone, Self> {
         if certificate.generation() != self.pair.target {
             return Err(self);
@@ -70,12 +70,12 @@ impl Morph<FencingTarget> {
 }
 
 impl Morph<Resuming> {
-    /// The source serves again.
+    /// Records that the source serves again.
     pub(in crate::morph) fn resumed(self) -> Outcome {
         Outcome::RolledBack(self.phase.reason)
     }
 
-    /// The source will never serve again.
+    /// Records that the source will never serve again.
     pub(in crate::morph) fn source_failed(self, failure: SourceFailure) -> Outcome {
         let reason = self.phase.reason;
         Outcome::SourceFailed { reason, failure }

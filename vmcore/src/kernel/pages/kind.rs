@@ -13,17 +13,17 @@ pub enum PageKind {
     User,
     /// The kernel's small objects.
     Slab,
-    /// Broken, or taken away from the kernel.
+    /// Broken or offlined.
     Unusable,
-    /// Anything else, the kernel's own above all.
+    /// Any other page, mainly the kernel's own.
     Kernel,
-    /// The kernel does not describe it, or its description cannot be read.
+    /// The kernel does not describe the page, or its description cannot be read.
     Unknown,
 }
 
 impl PageKind {
-    /// True when makedumpfile's `-d level` leaves it out. The level's bits: 1 zero (not a kind), 2 cache,
-    /// 4 cache with or without private data, 8 user, 16 free. Unusable pages are left out at any level but 0.
+    /// Returns true if makedumpfile's `-d level` omits the page. The level's bits: 1 zero (not a type), 2 cache, 4
+    /// cache with or without private data, 8 user, 16 free. Unusable pages are omitted at any level but 0.
     pub fn left_out_at(self, level: u32) -> bool {
         match self {
             Self::Cache => level & (2 | 4) != 0,
@@ -36,7 +36,7 @@ impl PageKind {
     }
 }
 
-/// How many pages there are of each kind.
+/// Number of pages of each type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PageCounts {
     /// See [`PageKind`]; pages.
@@ -72,7 +72,7 @@ impl PageCounts {
         } += 1;
     }
 
-    /// The pages of both.
+    /// Returns the sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {

@@ -3,19 +3,19 @@
 use super::PageKind;
 use crate::kernel::{KernelError, Missing, VmcoreInfo};
 
-/// Most pages of one block that the kernel hands out at once, as a power of two: 1 GiB.
+/// Maximum size of a block of pages that the kernel allocates at once, as a power of two: 1 GiB.
 const ORDER_MAX: u64 = 18;
-/// Largest `struct page`, bytes.
+/// Maximum size of `struct page`, bytes.
 const STRUCT_PAGE_MAX: u64 = 256;
-/// Bit of `page.mapping` that says that the page is anonymous memory.
+/// Bit of `page.mapping` that marks anonymous memory.
 const MAPPING_ANON: u64 = 1;
 
-/// How a page's type is written in the word of its map count.
+/// Encoding of a page's type in the word of its map count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TypeMark {
     /// Linux 6.12: the highest byte.
     HighByte(u8),
-    /// Before: a bit that is zero, of a word that begins with 0xf.
+    /// Before Linux 6.12: a zero bit in a word that begins with 0xf.
     ZeroBit(u32),
 }
 
@@ -38,13 +38,13 @@ impl TypeMark {
     }
 }
 
-/// A map count that VMCOREINFO names, as the word that a page has.
+/// Returns a map count from VMCOREINFO, as the word in a page.
 fn word_of(info: &VmcoreInfo, name: &str) -> Option<u32> {
     let value = info.number(name).ok()?;
     i32::try_from(value).ok().map(i32::cast_unsigned)
 }
 
-/// How `struct page` is laid out.
+/// The layout of `struct page`.
 #[derive(Debug)]
 pub(super) struct Layout {
     /// Size of the structure.
@@ -55,7 +55,7 @@ pub(super) struct Layout {
     private: usize,
     /// Offset of the link from a page to its block: `compound_head`, or `compound_info` in newer kernels (7.2).
     compound: usize,
-    /// Second page of a block: its order, and the number of its kind. Before Linux 6.6.
+    /// Second page of a block: its order, and the number of its type. Before Linux 6.6.
     compound_order: Option<usize>,
     compound_dtor: Option<usize>,
     lru: u64,
@@ -72,12 +72,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout that VMCOREINFO describes.
+    /// Returns the layout that VMCOREINFO describes.
     pub(super) fn of(info: &VmcoreInfo) -> Result<Self, KernelError> {
         let bytes = info.size("page")?;
         let place = |member: &str, width: u64| {
             let place = info.offset(&format!("page.{member}"))?;
-            // Bounded by the structure, which is small.
+            // No overflow: the structure is small.
             match place + width <= bytes {
                 true => Ok(usize::try_from(place).unwrap_or(usize::MAX)),
                 false => Err(KernelError::Missing(Missing(format!(
@@ -131,7 +131,7 @@ pub(super) struct StructPage<'a> {
     /// Virtual address of the structure.
     pub(super) virt: u64,
     pub(super) bytes: &'a [u8],
-    /// Empty when it is not at hand.
+    /// Empty if unavailable.
     pub(super) second: &'a [u8],
 }
 
@@ -151,9 +151,9 @@ impl StructPage<'_> {
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// The address of its block's first `struct page`, when it is not itself that. A newer kernel (7.2) that frees
-    /// the descriptions of huge pages writes a mask in place of the address, so that all pages of a block can share
-    /// theirs: no `struct page` lies as high as the lowest mask.
+    /// Returns the address of its block's first `struct page`, if the page is not the first. A newer kernel (7.2)
+    /// that frees the descriptions of huge pages writes a mask in place of the address, so that all pages of a
+    /// block can share their descriptions: no `struct page` has an address as high as the lowest mask.
     pub(super) fn head_of_tail(&self) -> Option<u64> {
         let info = self.long(self.layout.compound);
         let lowest_mask = (self.layout.bytes << ORDER_MAX).wrapping_neg();
@@ -189,11 +189,12 @@ impl StructPage<'_> {
         self.flags() & self.layout.head != 0
     }
 
-    /// The type of the page.
+    /// Returns the type of the page.
     pub(super) fn kind(&self) -> PageKind {
         let layout = self.layout;
         let flags = self.flags();
-        // A page without users has a map count of -1, and one with users a reference count: this one was not there.
+        // A page without users has a map count of -1, and a page with users has a reference count: this structure was
+        // missing.
         if flags == 0 && self.bytes.iter().all(|byte| *byte == 0) {
             return PageKind::Unknown;
         }
@@ -212,7 +213,7 @@ impl StructPage<'_> {
         }
     }
 
-    /// How many pages its kind holds for, as a power of two.
+    /// Returns the number of pages to which its type applies, as a power of two.
     pub(super) fn order(&self, pfn: u64) -> u64 {
         let layout = self.layout;
         let order = if !self.is_slab() && self.map_count() == layout.buddy {
@@ -246,7 +247,7 @@ mod tests {
         Layout::of(&VmcoreInfo::parse(text.as_bytes(), Origin::Note)).unwrap()
     }
 
-    /// A page with these flags, mapping and map count.
+    /// Returns a page with these flags, mapping and map count.
     fn kind(layout: &Layout, flags: u64, mapping: u64, map_count: i32) -> PageKind {
         let mut bytes = [0; 64];
         bytes[..8].copy_from_slice(&flags.to_le_bytes());
@@ -261,7 +262,7 @@ mod tests {
         page.kind()
     }
 
-    /// What the third page of a block names as the first, when `compound` is written in it.
+    /// Returns the first page according to a block's third page, if that page contains `compound`.
     fn head(layout: &Layout, compound: u64) -> Option<u64> {
         let mut bytes = [0; 64];
         bytes[8..16].copy_from_slice(&compound.to_le_bytes());
@@ -282,7 +283,7 @@ mod tests {
             assert_eq!(head(&layout, 0xffff_ea00_0004_0000), None);
             assert_eq!(head(&layout, first | 1), Some(first));
         }
-        // 512 structures of 64 bytes, and the most that a block has.
+        // 512 structures of 64 bytes, the maximum of a block.
         let layout = layout(&info);
         assert_eq!(head(&layout, (0x8000_u64).wrapping_neg() | 1), Some(first));
         let whole = (64_u64 << ORDER_MAX).wrapping_neg() | 1;

@@ -14,26 +14,26 @@ use crate::commands::{self, Context};
 use crate::info::Facts;
 use crate::resp::{self, Parsed, Parser};
 
-/// Longest client name, in bytes.
+/// Maximum length of a client name, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 256;
-/// With this much waiting to be written, in bytes, no further command of the client is run.
+/// Size of unsent output at which no further commands of the client run, in bytes.
 const OUTPUT_PAUSE_BYTES: usize = 1 << 20;
-/// A buffer that has held more than this, in bytes, is given back once it is empty.
+/// Maximum capacity of an empty buffer that is kept, in bytes; larger ones are freed.
 const KEPT_BUFFER_BYTES: usize = 256 << 10;
-/// Commands run before other clients get their turn.
+/// Maximum number of commands per turn, before other clients get theirs.
 const COMMANDS_PER_TURN: usize = 1024;
 
-/// What a client has told about itself.
+/// Settings of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Client {
     pub(crate) id: u64,
     pub(crate) name: Vec<u8>,
-    /// The connection is closed once all has been written.
+    /// True if the connection is to be closed once all output is written.
     pub(crate) closing: bool,
 }
 
 impl Client {
-    /// `id: u64 | closing: u8 | name`, as it is handed over.
+    /// Returns `id: u64 | closing: u8 | name`, the form for the handover.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.id.to_le_bytes().to_vec();
         bytes.push(u8::from(self.closing));
@@ -52,7 +52,7 @@ impl Client {
     }
 }
 
-/// What is to become of a connection.
+/// What to do with a connection next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// The connection waits for the client.
@@ -71,9 +71,9 @@ pub(crate) struct Connection {
     parser: Parser,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// Bytes of the output that have been written.
+    /// Number of output bytes already written.
     written: usize,
-    /// The client will send no more.
+    /// True once the client sends no more.
     ended: bool,
     /// The events that the server waits for on the socket.
     pub(crate) interest: EpollFlags,
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// A connection that another process began. `None`: what came with it is malformed.
+    /// Takes over a connection from another process. Returns `None` if its state is malformed.
     pub(crate) fn import(socket: OwnedFd, buffers: ConnectionBuffers) -> Option<Self> {
         Some(Self {
             client: Client::decode(&buffers.state)?,
@@ -110,7 +110,7 @@ impl Connection {
         OutgoingConnection {
             fd: self.socket.as_fd(),
             state: Client {
-                // What is skipped was not kept, so the next process could not tell where the next command begins.
+                // Skipped input was not kept, so the next process could not find the start of the next command.
                 closing: self.client.closing || self.parser.is_skipping(),
                 ..self.client.clone()
             }
@@ -124,17 +124,17 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// Bytes held for it, read and not run or answered and not written.
+    /// Returns the number of buffered bytes: input that was not executed, and output that was not written.
     pub(crate) fn buffered(&self) -> usize {
         self.input.len() + self.output.len()
     }
 
-    /// Whether it waits to write.
+    /// Returns whether the connection waits to write.
     pub(crate) fn wants_write(&self) -> bool {
         self.written < self.output.len()
     }
 
-    /// Whether it waits to read.
+    /// Returns whether the connection waits to read.
     pub(crate) fn wants_read(&self) -> bool {
         !self.client.closing && !self.ended && !self.is_paused()
     }
@@ -143,7 +143,7 @@ impl Connection {
         self.output.len() - self.written >= OUTPUT_PAUSE_BYTES
     }
 
-    /// Reads once into `scratch` and keeps what came. `false`: the connection is broken.
+    /// Reads once into `scratch` and keeps the data. Returns `false` if the connection is broken.
     pub(crate) fn read(&mut self, scratch: &mut [u8]) -> bool {
         match nix::unistd::read(&self.socket, scratch) {
             Ok(0) => {
@@ -171,10 +171,10 @@ impl Connection {
         }
     }
 
-    /// Runs the commands that are here and writes what can be written.
+    /// Executes the complete commands in the buffer and writes as much output as possible.
     ///
     /// # Errors
-    /// What ends the server, see [`commands::run`]; nothing more is written then.
+    /// Errors that end the server, see [`commands::run`]; then nothing more is written.
     pub(crate) fn run(
         &mut self,
         store: &mut Store,
@@ -225,7 +225,7 @@ impl Connection {
         Ok(if more { Fate::More } else { Fate::Idle })
     }
 
-    /// Writes what can be written. `false`: the connection is broken.
+    /// Writes as much output as possible. Returns `false` if the connection is broken.
     fn flush(&mut self) -> bool {
         while self.wants_write() {
             let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;

@@ -1,10 +1,10 @@
 //! Patterns of KEYS and SCAN: `*`, `?`, `[abc]`, `[^a-c]`, `\x`.
 
-/// Whether `text` matches `pattern` as a whole. Takes time in proportion to the product of their
-/// lengths at worst.
+/// Returns whether `text` matches `pattern` as a whole. The worst-case time is proportional to the
+/// product of their lengths.
 pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
-    // Where to go on when a star has to take one byte more.
+    // Where to continue if the last star must match one more byte.
     let mut retry: Option<(usize, usize)> = None;
     loop {
         if pattern.get(p) == Some(&b'*') {
@@ -30,7 +30,7 @@ pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Bytes of the pattern that stand for this one byte, if they do.
+/// Returns the length of the pattern's prefix that matches this one byte, if it does.
 fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern {
         [] => None,

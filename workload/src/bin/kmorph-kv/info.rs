@@ -7,7 +7,7 @@ use kmorph_workload::store::Store;
 
 use crate::resp::Limits;
 
-/// What is known about this process, for INFO and CONFIG.
+/// Information about this process, for INFO and CONFIG.
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) started: Instant,
@@ -17,14 +17,14 @@ pub(crate) struct Facts {
     pub(crate) limits: Limits,
     pub(crate) max_clients: usize,
     pub(crate) clients: usize,
-    /// Commands run by this process.
+    /// Number of commands executed by this process.
     pub(crate) commands: u64,
-    /// Connections accepted by this process, those taken over not counted.
+    /// Number of connections accepted by this process, without those taken over.
     pub(crate) accepted: u64,
 }
 
 impl Facts {
-    /// As the environment has it; the agent's registration overrides it.
+    /// Reads the values from the environment; the agent's registration overrides them.
     pub(crate) fn from_env(limits: Limits, max_clients: usize) -> Self {
         let env = |name: &str| std::env::var(name).unwrap_or_default();
         let running = nix::sys::utsname::uname()
@@ -45,7 +45,7 @@ impl Facts {
     }
 }
 
-/// The text of INFO.
+/// Returns the text of INFO.
 pub(crate) fn text(facts: &Facts, store: &Store) -> Result<String> {
     let state = store.state()?;
     let keys = store.keys()?;

@@ -24,13 +24,13 @@ use info::Facts;
 use options::Options;
 use server::{Server, ServerError};
 
-/// Descriptors kept for what is no client.
+/// Number of descriptors reserved for other uses than clients.
 const SPARE_DESCRIPTORS: u64 = 96;
-/// Wrong usage, as sysexits.h has it.
+/// Usage error, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
 /// The store is damaged or belongs to another process.
 const EXIT_STATE: u8 = 70;
-/// The system refused something.
+/// A system call failed.
 const EXIT_SYSTEM: u8 = 71;
 /// The agent is gone or has fenced this process.
 const EXIT_AGENT: u8 = 75;
@@ -76,7 +76,7 @@ impl From<SessionError> for Failure {
 }
 
 fn print(text: &str) -> ExitCode {
-    // A closed pipe at the other end is no failure of ours.
+    // A pipe that was closed by its reader is not an error.
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
 }
@@ -88,7 +88,7 @@ fn fail(code: u8, text: &str) -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Failure> {
     let start = |text: String| Failure::Start(text);
-    // SAFETY: the process has just begun; nothing has taken a descriptor by its number.
+    // SAFETY: the process has just started; no code has taken a descriptor by its number.
     let activated = unsafe { take_listeners() }.map_err(|error| start(error.to_string()))?;
     // SAFETY: as above, and it comes after the listening sockets.
     let mut session = unsafe { Session::from_env() }?;
@@ -132,7 +132,7 @@ fn register(session: &mut Session, server: &mut Server) -> Result<Role, SessionE
     Ok(registration.role)
 }
 
-/// Raises the limit on descriptors as far as allowed; returns how many clients fit under it.
+/// Raises the limit on descriptors as far as permitted. Returns the number of clients that it allows.
 fn client_limit(wanted: usize) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return wanted;

@@ -8,7 +8,7 @@ use kmorph_workload::handover::MAX_CONNECTIONS;
 
 use crate::resp::Limits;
 
-/// Shown for `--help`.
+/// The output of `--help`.
 pub(crate) const HELP: &str = "\
 kmorph-kv: an in-memory key-value server that speaks RESP, the reference workload of kmorph
 
@@ -27,31 +27,31 @@ Options:
 ";
 
 const MIB: u64 = 1 << 20;
-/// Default size of the arena, in bytes, where the memory of the instance does not allow less. It takes memory only as
-/// it fills.
+/// Default size of the arena, in bytes, unless the instance's memory requires a smaller one. Memory is allocated only
+/// as the arena fills.
 const DEFAULT_MEMORY: u64 = 1 << 30;
-/// Part of that for keys and values, in percent: the rest is for connections and the program itself.
+/// Share of the instance's memory for keys and values, in percent; the rest is for connections and the program itself.
 const ARENA_SHARE_PERCENT: u64 = 80;
-/// Part of that for one command while it is read, in percent: the buffer in which it grows takes twice as much.
+/// Share of the instance's memory for one incoming command, in percent: its buffer takes twice as much when it grows.
 const COMMAND_SHARE_PERCENT: u64 = 10;
 const DEFAULT_BULK: u64 = 64 * MIB;
 const MAX_BULK: u64 = 512 * MIB;
 
-/// What the command line says.
+/// The command-line options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) listen: Vec<SocketAddr>,
-    /// Bytes, a multiple of the page size.
+    /// In bytes, a multiple of the page size.
     pub(crate) max_memory: u64,
-    /// Bytes.
+    /// In bytes.
     pub(crate) max_bulk: usize,
-    /// Room for one command, in bytes.
+    /// Memory for one command, in bytes.
     pub(crate) room: usize,
     pub(crate) max_clients: usize,
 }
 
 impl Options {
-    /// How large commands may be.
+    /// Returns the limits on the size of commands.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             bulk: self.max_bulk,
@@ -60,7 +60,7 @@ impl Options {
     }
 }
 
-/// What follows from the command line.
+/// The result of parsing the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     Run(Options),
@@ -68,7 +68,8 @@ pub(crate) enum Parsed {
     Version,
 }
 
-/// The size of the arena without `--max-memory`. `allowed` is what the environment says, 0 or nothing for no limit.
+/// Returns the size of the arena without `--max-memory`. `allowed` is the value in the environment; 0 or absent for no
+/// limit.
 fn default_memory(allowed: Option<&str>) -> u64 {
     let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
     let share =
@@ -79,7 +80,7 @@ fn default_memory(allowed: Option<&str>) -> u64 {
     bytes / 4096 * 4096
 }
 
-/// Room for one command, in bytes: as much as there is where the environment says no limit.
+/// Returns the memory for one command, in bytes; unlimited if the environment sets no limit.
 fn room(allowed: Option<&str>) -> usize {
     let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
     let share = allowed.filter(|bytes| *bytes > 0);

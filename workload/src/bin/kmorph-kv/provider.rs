@@ -19,11 +19,11 @@ use kmorph_workload::store::Store;
 use crate::connection::Connection;
 use crate::server::{Server, unix_millis};
 
-/// Name of the one memory region, and number of its section.
+/// Name of the only memory region, and number of its section.
 const ARENA: &str = "arena";
 const ARENA_SECTION: u32 = 0;
-/// Most bytes that were first used after the early prefault and are made present while clients
-/// wait; the rest comes as it is touched.
+/// Maximum size of memory that came into use after the early prefault and is populated while
+/// clients wait, in bytes; the rest is populated on first access.
 const LATE_PREFAULT_BYTES: u64 = 4 << 20;
 
 impl Server {
@@ -135,7 +135,7 @@ impl Provider for Server {
                 self.store = Some(Store::open(fd, len)?);
                 Ok(())
             }
-            // The agent has given us the published ones already.
+            // The agent has passed the published listeners already.
             IncomingItem::Listener { name, .. }
                 if self.listeners.iter().any(|l| l.name == name) =>
             {
@@ -176,7 +176,7 @@ impl Provider for Server {
                 let text = format!("waiting on a client: {errno}");
                 ProviderError::new(FailureCode::System, text)
             })?;
-            // Commands and answers that came with it are not announced by any event.
+            // No event announces the commands and answers that arrived with the connection.
             self.ready.push(key);
         }
         if let Some(store) = &self.store {
@@ -257,7 +257,7 @@ impl Provider for Server {
     }
 }
 
-/// Looks a key up, as a first request would.
+/// Looks up a key, as a first request would.
 fn could_answer(store: &Store) -> std::result::Result<(), ArenaError> {
     let now = unix_millis();
     let mut key = None;

@@ -1,71 +1,71 @@
-//! RESP, version 2: reading commands, writing replies.
+//! RESP, version 2: parses commands and writes replies.
 //!
 //! The parser keeps its position between reads, so it scans a large command that arrives in pieces only once. It
-//! holds ranges of the input, not copies.
+//! stores ranges of the input, not copies.
 
 use std::ops::Range;
 
-/// Longest inline command and longest length line, in bytes.
+/// Maximum length of an inline command and of a length line, in bytes.
 const MAX_LINE_BYTES: usize = 64 * 1024;
-/// Most arguments of one command.
+/// Maximum number of arguments of one command.
 const MAX_ARGUMENTS: usize = 1024 * 1024;
-/// Arguments for which room is made before they have come.
+/// Maximum number of arguments for which space is reserved in advance.
 const RESERVED_ARGUMENTS: usize = 64;
-/// A command may be this many times as long as its longest argument.
+/// Maximum size of a command, as a multiple of the maximum length of an argument.
 const COMMAND_TO_BULK: usize = 4;
 
-/// What the input holds.
+/// The result of parsing.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     /// A command: its arguments, as ranges of the input. Never empty.
     Command(Vec<Range<usize>>),
     /// A command that is too large; it was skipped, and the connection continues.
     TooLarge,
-    /// More input is needed.
+    /// The command is incomplete.
     Incomplete,
     /// Not RESP; the text goes to the client, and the connection is closed.
     Invalid(String),
 }
 
-/// Reads commands from a growing input.
+/// Parses commands from a growing input.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
     /// Start of the current command: everything before it can be dropped.
     start: usize,
-    /// Up to where the input has been read.
+    /// End of the parsed input.
     at: usize,
-    /// Arguments still to come.
+    /// Number of arguments that are still missing.
     missing: usize,
     /// Length of the current argument, once known.
     bulk: Option<usize>,
     arguments: Vec<Range<usize>>,
-    /// The current command is too large: its arguments are not kept.
+    /// True if the current command is too large: its arguments are not kept.
     too_large: bool,
-    /// Bytes of its present argument that are still to be skipped.
+    /// Number of bytes of its current argument that are still to be skipped.
     skip: usize,
 }
 
-/// How large what is read may be, in bytes.
+/// Limits on the size of the input, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Maximum length of an argument; a longer one is an error.
     pub(crate) bulk: usize,
-    /// Room for one command: a larger one is skipped.
+    /// Maximum size of a command: a larger one is skipped.
     pub(crate) command: usize,
 }
 
 impl Parser {
-    /// Where the command under way begins.
+    /// Returns the start of the current command.
     pub(crate) fn start(&self) -> usize {
         self.start
     }
 
-    /// Whether a command is under way that is not kept.
+    /// Returns whether the current command is being skipped.
     pub(crate) fn is_skipping(&self) -> bool {
         self.too_large
     }
 
-    /// Tells that the first `count` bytes of the input, all before [`Parser::start`], are gone.
+    /// Records that the caller has dropped the first `count` bytes of the input, all before [`Parser::start`].
     pub(crate) fn dropped(&mut self, count: usize) {
         self.start -= count;
         self.at -= count;
@@ -74,7 +74,7 @@ impl Parser {
         }
     }
 
-    /// The next command of `input`, which begins with what it began with before.
+    /// Parses the next command of `input`, which begins with the same bytes as in the previous call.
     pub(crate) fn next(&mut self, input: &[u8], limits: Limits) -> Parsed {
         let parsed = self.advance(input, limits);
         let most = limits.bulk * COMMAND_TO_BULK + MAX_LINE_BYTES;
@@ -130,7 +130,7 @@ impl Parser {
             .ok_or("Protocol error: invalid multibulk length")?;
         self.missing = usize::try_from(count).unwrap_or(0);
         self.arguments = Vec::with_capacity(self.missing.min(RESERVED_ARGUMENTS));
-        // `*0` and `*-1` are no command.
+        // `*0` and `*-1` are not commands.
         Ok((self.missing == 0).then(Vec::new))
     }
 
@@ -180,12 +180,12 @@ impl Parser {
         Ok(true)
     }
 
-    /// Skips what is here of an argument that is not kept; whether that was all of it.
+    /// Skips the available part of an argument that is not kept. Returns whether the argument is complete.
     fn skipped(&mut self, input: &[u8]) -> bool {
         let here = self.skip.min(input.len() - self.at);
         self.skip -= here;
         self.at += here;
-        // What was read of the command is of no use.
+        // The parsed part of the command is not needed.
         self.start = self.at;
         if self.skip > 0 {
             return false;
@@ -195,7 +195,7 @@ impl Parser {
         true
     }
 
-    /// The next line without its end.
+    /// Returns the next line without its end.
     fn line(&mut self, input: &[u8]) -> Result<Option<Range<usize>>, String> {
         let rest = &input[self.at..];
         let searched = &rest[..rest.len().min(MAX_LINE_BYTES)];
@@ -234,7 +234,7 @@ fn words(input: &[u8], line: Range<usize>) -> Vec<Range<usize>> {
     words
 }
 
-/// A number in decimal as the protocol and INCR write it: no sign but `-`, no spaces, no leading
+/// Parses a decimal number as the protocol and INCR do: an optional `-`, no spaces, no leading
 /// zeros.
 pub(crate) fn number(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
@@ -293,7 +293,7 @@ pub(crate) fn array(out: &mut Vec<u8>, len: usize) {
 fn prefixed(out: &mut Vec<u8>, prefix: u8, value: i64) {
     use std::io::Write;
     out.push(prefix);
-    // Writing to a vector cannot fail.
+    // A write to a vector cannot fail.
     let _ = write!(out, "{value}\r\n");
 }
 
@@ -306,7 +306,7 @@ mod tests {
         command: usize::MAX,
     };
 
-    /// Feeds `input` in pieces of `step` bytes, dropping what has been consumed after each.
+    /// Feeds `input` in pieces of `step` bytes, and drops consumed bytes after each.
     fn commands(input: &[u8], step: usize) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
         commands_within(LIMITS, input, step)
     }

@@ -19,38 +19,38 @@ use slab::Slab;
 use crate::connection::{Connection, Fate};
 use crate::info::Facts;
 
-/// Between two looks at what has expired, in milliseconds.
+/// Interval between removals of expired keys, in milliseconds.
 const TICK_MS: u16 = 100;
-/// Time for removing expired keys in one tick.
+/// Maximum time for removing expired keys in one tick.
 const EXPIRY_BUDGET: Duration = Duration::from_micros(500);
-/// Buckets looked at between two looks at the clock.
+/// Number of buckets between two checks of the clock.
 const EXPIRY_BUCKETS: u64 = 64;
-/// Connections accepted before clients get their turn.
+/// Maximum number of connections accepted before clients get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Events taken from the kernel at once.
+/// Maximum number of events per system call.
 const EVENTS_PER_WAIT: usize = 256;
-/// Bytes read from a client at once.
+/// Maximum number of bytes per read from a client.
 const READ_BYTES: usize = 64 << 10;
 
-/// Bytes held for all clients together. A client that makes it more is closed; so what is held
-/// also fits into one connection table.
+/// Maximum size of the buffers of all clients together, in bytes. A client that exceeds it is
+/// disconnected; so the buffered data also fits into one connection table.
 const MAX_BUFFERED_BYTES: usize = 512 << 20;
 
 const AGENT: u64 = u64::MAX;
 const PEER: u64 = u64::MAX - 1;
-/// Listener `n` has this plus `n`; below are connections.
+/// Listener `n` has this token plus `n`; connections have lower tokens.
 const LISTENERS: u64 = 1 << 32;
 
 /// Why the server ends.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
-    /// The store cannot be trusted, or belongs to another process.
+    /// The store is damaged, or belongs to another process.
     #[error(transparent)]
     Store(#[from] ArenaError),
-    /// The agent is gone or has fenced us.
+    /// The agent is gone or has fenced this process.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The system refused something without which nothing works.
+    /// An essential system call failed.
     #[error("{what}: {source}")]
     System {
         what: &'static str,
@@ -71,10 +71,10 @@ pub(crate) struct Listener {
     pub(crate) socket: OwnedFd,
 }
 
-/// All of the server but its session.
+/// The server without its session.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// `None`: the target of a morph, before its state has come.
+    /// `None` in the target of a morph, until its state has arrived.
     pub(crate) store: Option<Store>,
     pub(crate) facts: Facts,
     pub(crate) connections: Slab<Connection>,
@@ -82,13 +82,13 @@ pub(crate) struct Server {
     /// Connections to run without waiting for an event.
     pub(crate) ready: Vec<usize>,
     pub(crate) dirty_bytes_per_s: u64,
-    /// Target: up to where the arena was made present before the freeze, in bytes.
+    /// Target: end of the memory that was populated before the freeze, in bytes.
     pub(crate) prefaulted: u64,
     next_client: u64,
     all: Epoll,
     control: Epoll,
     scratch: Vec<u8>,
-    /// Bytes held for all clients.
+    /// Number of bytes buffered for all clients.
     buffered: usize,
     /// Accepting is suspended until a connection closes.
     accept_paused: bool,
@@ -139,7 +139,7 @@ impl Server {
         Ok(())
     }
 
-    /// Adds a connection; its clients' events come once the server serves.
+    /// Adds a connection; its client's events are handled once the server serves.
     pub(crate) fn add_connection(&mut self, mut connection: Connection) -> Result<usize, Errno> {
         self.next_client = self.next_client.max(connection.client.id + 1);
         let entry = self.connections.vacant_entry();
@@ -160,7 +160,7 @@ impl Server {
         self.facts.clients = 0;
     }
 
-    /// Serves until told to exit.
+    /// Serves until it is told to exit.
     ///
     /// # Errors
     /// [`ServerError`].
@@ -204,7 +204,7 @@ impl Server {
         }
     }
 
-    /// Waits on a descriptor in both sets. One that is there already stays.
+    /// Adds a descriptor to both sets. A descriptor that is in a set already stays.
     fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), ServerError> {
         for set in [&self.all, &self.control] {
             match set.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
@@ -254,8 +254,8 @@ impl Server {
         events: EpollFlags,
         now: UnixMillis,
     ) -> Result<(), ServerError> {
-        // An event of a connection that was closed earlier in this turn finds nothing, or a new
-        // connection under the same key, which has just nothing to read.
+        // An event for a connection that was closed earlier in this turn finds no connection, or a
+        // new one with the same key, for which the read then finds no data.
         let Ok(key) = usize::try_from(token) else {
             return Ok(());
         };
@@ -333,10 +333,10 @@ impl Server {
             };
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             let socket = match accept4(listener.socket.as_raw_fd(), flags) {
-                // SAFETY: accept4 has just made this descriptor and nothing else knows its number.
+                // SAFETY: accept4 has just created this descriptor, and no other code knows its number.
                 Ok(raw) => unsafe { OwnedFd::from_raw_fd(raw) },
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                    // Until a client leaves: the backlog holds those who wait.
+                    // Until a client disconnects: waiting clients stay in the backlog.
                     self.accept_paused = true;
                     self.set_listeners(EpollFlags::empty());
                     return;
@@ -352,7 +352,7 @@ impl Server {
             let _ = nix::unistd::write(&socket, b"-ERR max number of clients reached\r\n");
             return;
         }
-        // Refused by AF_VSOCK and AF_UNIX, which have nothing to delay.
+        // AF_VSOCK and AF_UNIX refuse this option, which they do not need.
         let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
         self.facts.accepted += 1;
         let connection = Connection::new(socket, self.next_client);
@@ -387,7 +387,7 @@ impl Server {
         self.last_written = written;
         let begin = Instant::now();
         let mut looked = 0;
-        // One round over all buckets is enough, however fast it goes.
+        // One pass over all buckets is enough, even if time remains.
         while begin.elapsed() < EXPIRY_BUDGET && looked < store.keys()?.max(EXPIRY_BUCKETS) {
             store.expire_some(EXPIRY_BUCKETS, now)?;
             looked += EXPIRY_BUCKETS;
@@ -404,7 +404,7 @@ fn interest(connection: &Connection) -> EpollFlags {
     flags
 }
 
-/// Milliseconds since the Unix epoch.
+/// Returns milliseconds since the Unix epoch.
 pub(crate) fn unix_millis() -> UnixMillis {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

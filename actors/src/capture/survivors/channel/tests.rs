@@ -1,4 +1,4 @@
-//! A survivor that sends what it was asked for, and one that does not.
+//! Tests a survivor that sends the requested data, and one that does not.
 
 use kmorph_vmcore::writer::shares::Shares;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
@@ -15,7 +15,7 @@ use super::*;
 const CAPTURE: u64 = 5;
 const PAGE: u64 = 4096;
 
-/// Two pages, and one behind a page that is not there; all of them only others can read.
+/// Two pages, a missing page, and one more page. Only others can read them.
 struct Beyond([PhysRange; 2]);
 
 impl PhysicalMemory for Beyond {
@@ -28,7 +28,7 @@ impl PhysicalMemory for Beyond {
     }
 }
 
-/// Has `test` receive a share of three pages.
+/// Passes a share of three pages to `test`, which receives into it.
 fn with_share(test: impl FnOnce(&mut Share, &mut Receiving)) {
     with_helper(|helper| {
         let mut share = helper.take().unwrap();
@@ -36,7 +36,7 @@ fn with_share(test: impl FnOnce(&mut Share, &mut Receiving)) {
     });
 }
 
-/// Has `test` take a share of three pages from a helper.
+/// Passes a helper to `test`; the helper has a share of three pages.
 fn with_helper(test: impl FnOnce(&Helper)) {
     let range = |first: u64, behind: u64| PhysRange {
         start: first * PAGE,
@@ -181,8 +181,8 @@ fn hello(role: PeerRole) -> Hello {
     }
 }
 
-/// What the daemon makes of what a survivor sends after it was asked for three pages with the sequence 2, and what
-/// it says to that.
+/// Runs the daemon against a survivor that sends `sent` after a request for three pages with the sequence 2.
+/// Returns the daemon's result and its messages to the survivor.
 fn received(sent: Vec<(Kmp, Option<u32>)>) -> (Result<bool, HelpError>, Vec<Kmp>) {
     let mut received = None;
     with_helper(|helper| {

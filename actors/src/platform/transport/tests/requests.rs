@@ -1,11 +1,11 @@
-//! Rules of `docs/kmp.md` for the daemon's requests on a control channel: how many are under way, what their answers
-//! do, and what survivors are sent once. Each test names its rule.
+//! Rules of `docs/kmp.md` for the daemon's requests on a control channel: the number under way, the effect of
+//! answers, and one-time notices to survivors. Each test names its rule.
 
 use kmp_proto::message::ErrorInfo;
 
 use super::*;
 
-/// The instance's end of the control channel; the others are held open.
+/// Returns the instance's end of the control channel; keeps the other channels open.
 async fn control(
     connections: &mut mpsc::Receiver<Connection>,
     others: &mut Vec<Connection>,
@@ -20,7 +20,7 @@ async fn control(
     }
 }
 
-/// A daemon and the instance's end of its control channel, over which a first request has been answered.
+/// A daemon, and the instance's end of its control channel, on which a first request was answered.
 struct Pair {
     transport: TransportHandle,
     key: PeerKey,
@@ -68,7 +68,7 @@ impl Pair {
         self.instance.writer.reply(message, sequence).await.unwrap();
     }
 
-    /// Asks, and answers that, to show that the channel goes on.
+    /// Sends a request and answers it, to show that the channel still works.
     async fn goes_on(&mut self) {
         let asked = self.ask_soon(PATIENCE);
         let frame = self.next().await;
@@ -102,7 +102,7 @@ async fn an_answer_that_comes_too_late_is_ignored() {
     let mut pair = Pair::start().await;
     for answer in [
         Kmp::RecoverPrepareReply(DONE),
-        // It answers nothing either, and nobody minds any more.
+        // This answer matches no request either, and is ignored too.
         Kmp::RecoverPrepareReply(done(99)),
     ] {
         let little = Duration::from_millis(20);
@@ -133,7 +133,7 @@ async fn a_request_without_an_answer_fails_with_its_connection() {
     } = pair;
     drop(instance);
     assert_eq!(asked.await.unwrap(), Err(RequestError::NotConnected));
-    // It connects again, and asks nothing again by itself.
+    // The daemon reconnects, and repeats no request by itself.
     let mut instance = control(&mut connections, &mut others).await;
     let again = ask(&pair.transport, &pair.key, Duration::from_millis(20));
     let (again, frame) = tokio::join!(again, instance.reader.next());
@@ -190,7 +190,7 @@ async fn what_survivors_are_told_early_is_told_once_also_when_it_is_put_off() {
     let frame = pair.next().await;
     assert_eq!(frame.message, notice());
     pair.reply(&put_off(&frame), frame.header.sequence).await;
-    // A topology that is put off comes again, after the same time: nothing comes before it.
+    // A deferred topology is sent again after the same time: no other message precedes it.
     pair.transport.address().send(topology(8)).await.unwrap();
     for _ in 0..3 {
         let frame = pair.next().await;
@@ -228,7 +228,7 @@ async fn a_topology_that_was_refused_is_owed_no_more() {
         pair.reply(&Kmp::Error(refusal), frame.header.sequence)
             .await;
     }
-    // Were it owed, it would come before what is put off for ten of its turns.
+    // If the topology were still owed, it would arrive before the request that is deferred for ten turns.
     let asked = pair.ask_soon(PATIENCE);
     let frame = pair.next().await;
     let Kmp::Retry(mut later) = put_off(&frame) else {

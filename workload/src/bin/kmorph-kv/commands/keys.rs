@@ -6,9 +6,9 @@ use super::strings::SECOND;
 use super::{Args, CommandError, Context, MAX_REPLY_BYTES, Result, integer, is};
 use crate::{glob, resp};
 
-/// Keys that SCAN gives when it is not told how many.
+/// Default number of keys per SCAN.
 const SCAN_COUNT: i64 = 10;
-/// Most keys that one SCAN looks for.
+/// Maximum number of keys per SCAN.
 const MAX_SCAN_COUNT: i64 = 100_000;
 
 fn count(context: &mut Context<'_>, number: u64) {
@@ -52,7 +52,7 @@ fn time_to_live(context: &mut Context<'_>, key: &[u8], unit: i64) -> Result {
         TimeToLive::NoKey => -2,
         TimeToLive::Never => -1,
         TimeToLive::Millis(left) => {
-            // Rounded as redis does: half a unit up.
+            // Rounded as in redis: half a unit rounds up.
             i64::try_from(left)
                 .unwrap_or(i64::MAX)
                 .saturating_add(unit / 2)

@@ -11,11 +11,11 @@ use crate::connection::Client;
 use crate::info::Facts;
 use crate::resp;
 
-/// Most bytes of a reply. A command that would answer more gets an error instead.
+/// Maximum size of a reply, in bytes. A command with a larger reply gets an error instead.
 pub(crate) const MAX_REPLY_BYTES: usize = 256 << 20;
 const LONGEST_NAME: usize = 16;
 
-/// All that a command works with.
+/// The context of a command.
 pub(crate) struct Context<'a> {
     pub(crate) store: &'a mut Store,
     pub(crate) client: &'a mut Client,
@@ -24,12 +24,12 @@ pub(crate) struct Context<'a> {
     pub(crate) now: UnixMillis,
 }
 
-/// Why a command has no good reply.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum CommandError {
-    /// The client's doing: the error reply, with its code.
+    /// The client's error: the reply, with its code.
     Reply(String),
-    /// The store's.
+    /// The store's error.
     Store(ArenaError),
 }
 
@@ -58,7 +58,7 @@ pub(crate) type Result = std::result::Result<(), CommandError>;
 type Args<'a> = &'a [&'a [u8]];
 type Handler = fn(&mut Context<'_>, Args<'_>) -> Result;
 
-/// Name, least and most number of arguments, function.
+/// Name, minimum and maximum number of arguments, function.
 const COMMANDS: &[(&str, usize, usize, Handler)] = &[
     ("APPEND", 2, 2, strings::append),
     ("CLIENT", 1, 8, server::client),
@@ -106,8 +106,8 @@ const COMMANDS: &[(&str, usize, usize, Handler)] = &[
 /// Runs one command, whose first argument is its name, and writes exactly one reply.
 ///
 /// # Errors
-/// Only what ends the server: the store is damaged or not this process's any more. The reply is not
-/// to be sent then.
+/// Only errors that end the server: the store is damaged, or no longer belongs to this process.
+/// Then the reply must not be sent.
 pub(crate) fn run(
     context: &mut Context<'_>,
     args: Args<'_>,

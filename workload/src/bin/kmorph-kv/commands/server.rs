@@ -110,7 +110,7 @@ pub(super) fn command(context: &mut Context<'_>, args: Args<'_>) -> Result {
             let count = super::COMMANDS.len();
             resp::integer(context.out, i64::try_from(count).unwrap_or(0));
         }
-        // The documentation that redis-cli asks for to give hints: none.
+        // No documentation for redis-cli's hints.
         _ => resp::array(context.out, 0),
     }
     Ok(())

@@ -167,7 +167,7 @@ pub(super) fn psetex(context: &mut Context<'_>, args: Args<'_>) -> Result {
     Ok(())
 }
 
-/// A positive time in units of `unit` milliseconds after `base`.
+/// Returns a positive time in units of `unit` milliseconds after `base`.
 fn after(
     command: &str,
     text: &[u8],
