@@ -208,6 +208,7 @@ async fn help(captures: Captures, row: AnyGeneration, job: Arc<Job>, helper: Arc
         .log
         .new(slog::o!("survivor" => row.instance.clone(),
         "survivor_generation" => row.generation, "capture" => job.capture));
+    info!(log, "a survivor is asked to help with a vmcore");
     match borrow_and_read(&captures, &row, &job, helper).await {
         Ok(()) => {}
         Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow)) => {
