@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # The user that runs make; tests override it.
 USER_ID = $(shell id -u)
 
-.PHONY: build check sanitize test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks test-failures demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
+.PHONY: build check sanitize test test-api test-kills test-runs model test-flips test-crash test-drgn test-tasks test-failures demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
 
 build:
 	$(CARGO) build --release --workspace
@@ -67,6 +67,13 @@ test-kills: setup
 SEEDS ?= 10000
 test-runs:
 	KMORPH_RUN_SEEDS=$(SEEDS) $(CARGO) test --package kmorph-actors --test runs whatever -- --nocapture
+
+# Explores every interleaving of a morph, its recovery and FAULTS faults with the real engines, and of two morphs with one
+# fault fewer (docs/reliability.md). Each further fault takes about fifteen times as long.
+FAULTS ?= 3
+model:
+	KMP_MODEL_FAULTS=$(FAULTS) $(CARGO) test --package kmp-proto --test model as_far -- --ignored --nocapture
+	KMP_MODEL_FAULTS=$$(($(FAULTS) - 1)) KMP_MODEL_MORPHS=2 $(CARGO) test --package kmp-proto --test model as_far -- --ignored --nocapture
 
 # Changes FLIPS bits, one at a time, of each file that makedumpfile and QEMU write.
 FLIPS ?= 200

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::model::{MorphRecord, Policy, RecoveryRecord, Workload};
+use crate::model::{MorphPhase, MorphRecord, Policy, RecoveryRecord, Workload};
 use kmorph_backends::contract::{BackendKind, Placement};
 use kmp_proto::instance::Desired;
 use kmp_proto::morph::CommitRecord;
@@ -218,5 +218,63 @@ impl MorphRow {
         let (source, target) = (self.status.from_generation, self.status.to_generation);
         self.committed
             .then(|| CommitRecord::restore_from_journal(source, target))
+    }
+
+    /// Whether the next daemon goes on with this morph; `runs`: the generation that is the instance now runs.
+    ///
+    /// A morph that ended with the failure of that generation counts too, as long as it runs: the last daemon ended
+    /// before it began a recovery. The generation may be frozen, or never have been told to serve, and only its morph
+    /// changes that.
+    pub fn is_left(&self, runs: bool) -> bool {
+        let failed = match self.status.phase {
+            MorphPhase::Failed => true,
+            MorphPhase::Committed => self.status.reason.is_some(),
+            _ => false,
+        };
+        self.phase != "done" || (failed && runs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A morph that is over.
+    fn over(phase: &str, reason: Option<&str>) -> MorphRow {
+        let row = serde_json::json!({
+            "status": {
+                "instance": "web", "session": 1, "operation": "op-1", "phase": phase,
+                "from_generation": 1, "to_generation": 2, "from_kernel": "", "to_kernel": "",
+                "mode": null, "state_bytes": 0, "sent_bytes": 0, "rounds": 1, "checks": [],
+                "downtime_budget_us": 10_000, "estimated_downtime_us": null, "downtime": null,
+                "reason": reason, "started_at": "", "ended_at": null,
+            },
+            "phase": "done",
+            "committed": phase == "committed",
+            "kernel": { "path": "/boot/vmlinuz", "release": "6.1", "sha256": "", "cmdline": "", "initramfs": null },
+        });
+        serde_json::from_value(row).unwrap()
+    }
+
+    #[test]
+    fn a_failed_morph_is_left_to_the_next_daemon_while_its_generation_runs() {
+        for failed in [
+            over("failed", Some("it died")),
+            over("committed", Some("it died")),
+        ] {
+            assert!(failed.is_left(true), "{failed:?}");
+            assert!(!failed.is_left(false), "{failed:?}");
+        }
+        for good in [
+            over("committed", None),
+            over("rolled_back", Some("by request")),
+        ] {
+            assert!(!good.is_left(true), "{good:?}");
+        }
+        let under_way = MorphRow {
+            phase: "committing".to_owned(),
+            ..over("failed", None)
+        };
+        assert!(under_way.is_left(true) && under_way.is_left(false));
     }
 }

@@ -93,17 +93,19 @@ pub(super) async fn restore(
                 gone: ended.is_some() && !may_run(services, &generation).await,
             }
         }
-        (Desired::Running, ended) => match left_morph(services, snapshot, &row, &of).await {
-            Some(left) => Beginning::Morphing(Box::new(left)),
-            None => match ended {
-                None => {
-                    let recovery = unfinished(snapshot, &row);
-                    let served = recovery.is_none() && !is_spawning(snapshot, &row);
-                    Beginning::Adopted { recovery, served }
-                }
-                Some(how) => left_recovery(snapshot, &row, how, &generation),
-            },
-        },
+        (Desired::Running, ended) => {
+            match left_morph(services, snapshot, &row, ended.is_none(), &of).await {
+                Some(left) => Beginning::Morphing(Box::new(left)),
+                None => match ended {
+                    None => {
+                        let recovery = unfinished(snapshot, &row);
+                        let served = recovery.is_none() && !is_spawning(snapshot, &row);
+                        Beginning::Adopted { recovery, served }
+                    }
+                    Some(how) => left_recovery(snapshot, &row, how, &generation),
+                },
+            }
+        }
     };
     Restored {
         row,
@@ -173,21 +175,26 @@ fn left_recovery(
     }
 }
 
-/// Returns the morph that was under way when the last daemon ended.
+/// Returns the morph that the last daemon left. `runs` is true if the active generation runs.
 async fn left_morph(
     services: &Services,
     snapshot: &Snapshot,
     row: &InstanceRow,
+    runs: bool,
     of: &impl Fn(u64) -> Option<AnyGeneration>,
 ) -> Option<LeftMorph> {
-    let morph = snapshot.morphs.iter().rfind(|morph| {
+    let morphs = snapshot.morphs.iter();
+    let mine = morphs.filter(|morph| morph.status.instance == row.name);
+    let newest = mine.clone().map(|morph| morph.status.session).max();
+    let morph = mine.rev().find(|morph| {
         // A morph without a written end is over anyway if the instance is another generation by now.
         let owner = match morph.committed {
             true => morph.status.to_generation,
             false => morph.status.from_generation,
         };
-        let mine = morph.status.instance == row.name && owner == row.active_generation;
-        mine && morph.phase != "done"
+        // The agents know nothing of a session that another one followed.
+        let runs = runs && newest == Some(morph.status.session);
+        owner == row.active_generation && morph.is_left(runs)
     })?;
     // A side that is no longer in the journal was fenced and released: nothing of it is left, and its fence is
     // confirmed at once.

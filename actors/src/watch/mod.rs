@@ -118,6 +118,8 @@ pub struct Watch {
     kernel_sign: Option<(Sign, Instant)>,
     /// A query to the kernel is under way.
     asking_kernel: bool,
+    /// The verdict, once there is one.
+    verdict: Option<Verdict>,
     /// The instance was told to end.
     ended: bool,
 }
@@ -173,6 +175,7 @@ impl Watch {
             unreachable: None,
             kernel_sign: None,
             asking_kernel: false,
+            verdict: None,
             ended: false,
             platform,
             machine,
@@ -215,6 +218,7 @@ impl Watch {
             Action::TransportCongested => WatchKind::Congested,
             Action::Failed(mut verdict) => {
                 verdict.evidence.extend(self.known());
+                self.verdict = Some(verdict.clone());
                 WatchKind::Failed(verdict)
             }
         };

@@ -142,6 +142,10 @@ impl Handler<SetOwner> for Watch {
             let status = stuck::on_top(status, self.stuck.as_ref());
             self.tell_owner(WatchKind::Health(status));
         }
+        // The morph may have ended before it was told, and a verdict comes once.
+        if let Some(verdict) = self.verdict.clone() {
+            self.tell_owner(WatchKind::Failed(verdict));
+        }
     }
 }
 

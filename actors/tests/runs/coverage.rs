@@ -81,6 +81,14 @@ const NOT_TAKEN: [(&str, &str); 4] = [
     ("morphing", "MorphOver(RolledBack)"),
 ];
 
+/// Events whose rows about a failure meanwhile no run comes by: the watch's verdict would have to reach the instance in the
+/// turn in which its job ends. `kmp-proto` tests these rows with the engine alone, and its model check finds the order of
+/// steps that leads to them.
+const NOT_FAILED: [(&str, &str); 2] = [
+    ("recovering", "RecoveryOver(Recovered)"),
+    ("morphing", "MorphOver(RolledBack)"),
+];
+
 /// Chances, in percent, of a deed at a frequent moment and at a rare moment.
 const SELDOM: u32 = 6;
 const OFTEN: u32 = 25;
@@ -147,8 +155,11 @@ impl Coverage {
 
     /// Returns the rows and commands that no run reached, and the steps that match no row.
     pub(crate) fn missing(&self) -> Vec<String> {
-        let not_taken =
-            |row: &Transition| row.next == "ending" && NOT_TAKEN.contains(&(row.state, row.event));
+        let not_taken = |row: &Transition| {
+            let event = (row.state, row.event);
+            let ending = row.next == "ending" && NOT_TAKEN.contains(&event);
+            ending || (row.next != "serving" && NOT_FAILED.contains(&event))
+        };
         let wanted = rows().enumerate().filter(|(_, row)| !not_taken(row));
         let untaken = wanted.filter(|(at, _)| !self.rows.contains_key(at));
         let mut missing: Vec<_> = untaken.map(|(_, row)| format!("row: {row}")).collect();

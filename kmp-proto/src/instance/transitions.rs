@@ -24,6 +24,7 @@ const HEALED: &str = "auto-heal is on, and the failure the first in a row";
 const AGAIN: &str = "auto-heal is on, and the failure not the first in a row";
 const TOO_OFTEN: &str = "auto-heal is on, and it fails too often";
 const NOT_HEALED: &str = "auto-heal is off";
+const UNFAILED: &str = "it has not failed meanwhile";
 const MEANWHILE: &str = "it failed meanwhile; then as Failed";
 
 const END: &[&str] = &["Disappoint", "Show", "Ports(hold)", "Watch(end)", "End"];
@@ -297,7 +298,7 @@ const FAILING: &[Transition] = &[
     row(
         RECOVERING,
         "RecoveryOver(Recovered)",
-        "",
+        UNFAILED,
         SERVING,
         &["ReturnGrant", "Show"],
     ),
@@ -357,7 +358,7 @@ const JOBS: &[Transition] = &[
     row(
         MORPHING,
         "MorphOver(RolledBack)",
-        "",
+        UNFAILED,
         SERVING,
         &["Watch(begin)", "Show"],
     ),
@@ -410,12 +411,14 @@ const JOBS: &[Transition] = &[
     row(ENDING, "NotEnded", "", RESTING, &["Show", "Ports(close)"]),
 ];
 
-const HEALING: [[Transition; 4]; 7] = [
+const HEALING: [[Transition; 4]; 9] = [
     healed!(SERVING, "Failed"),
     healed!(ASKED, "NotRecorded(recover)"),
     healed!(FAILED, "NotRecorded(terminate)"),
+    healed!(RECOVERING, "RecoveryOver(Recovered)", "ReturnGrant"),
     healed!(RECOVERING, "RecoveryOver(SuccessorFailed)", "ReturnGrant"),
     healed!(MORPHING, "MorphOver(CommittedButFailed)"),
+    healed!(MORPHING, "MorphOver(RolledBack)"),
     healed!(MORPHING, "MorphOver(SourceFailed)"),
     healed!(CAPTURING, "CaptureOver"),
 ];
@@ -466,8 +469,10 @@ const WAITING: &[Transition] = &[
     ),
     waits!(SERVING, "Failed"),
     waits!(ASKED, "NotRecorded(recover)"),
+    waits!(RECOVERING, "RecoveryOver(Recovered)", "ReturnGrant"),
     waits!(RECOVERING, "RecoveryOver(SuccessorFailed)", "ReturnGrant"),
     waits!(MORPHING, "MorphOver(CommittedButFailed)"),
+    waits!(MORPHING, "MorphOver(RolledBack)"),
     waits!(MORPHING, "MorphOver(SourceFailed)"),
 ];
 

@@ -31,6 +31,8 @@ enum Job {
 struct Facts {
     job: Option<Job>,
     watched: bool,
+    /// The watch has told its verdict: it tells nothing more.
+    judged: bool,
     queued: bool,
     backing_off: bool,
     /// Wishes that the journal has not answered yet, in order.
@@ -315,6 +317,7 @@ impl World {
                 facts.terminating |= *wish == Wish::Terminate;
             }
             Event::NotRecorded(_) => drop(facts.writing.pop_front()),
+            Event::Failed(_) => facts.judged = true,
             Event::BackOffOver => facts.backing_off = false,
             Event::Granted => facts.queued = false,
             Event::RecoveryOver(_) | Event::MorphOver(_) | Event::CaptureOver | Event::Ended => {
@@ -350,6 +353,10 @@ impl World {
         let (engine, facts) = (&self.engine, &self.facts);
         if stage == Stage::Serving {
             assert!(facts.watched, "{event}: it serves unwatched");
+            assert!(
+                !facts.judged,
+                "{event}: it serves, and its failure is forgotten"
+            );
         }
         // A frozen generation's silence is not judged, so it must not be the reason shown.
         if stage == Stage::Capturing && engine.condition() == Condition::Unresponsive {
@@ -390,9 +397,11 @@ impl World {
         match action {
             Action::Watch(WatchOrder::Begin | WatchOrder::Adopt) => {
                 assert!(!self.facts.watched, "two watches of one generation");
-                self.facts.watched = true;
+                (self.facts.watched, self.facts.judged) = (true, false);
             }
-            Action::Watch(WatchOrder::TakeOver) => self.facts.watched = true,
+            Action::Watch(WatchOrder::TakeOver) => {
+                (self.facts.watched, self.facts.judged) = (true, false);
+            }
             Action::Watch(WatchOrder::End) => self.facts.watched = false,
             Action::Save => {
                 assert!(!self.facts.terminating, "its end is written over");

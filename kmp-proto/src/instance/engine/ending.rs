@@ -91,10 +91,10 @@ impl Engine {
                 self.tell(JobNews::SuccessorFailed(TERMINATED.to_owned()));
                 return Taken::To(State::Recovering(recovering));
             }
-            State::Morphing => {
+            State::Morphing(morphing) => {
                 self.end = End::AfterWork { force };
                 self.tell(JobNews::Terminated);
-                return Taken::To(State::Morphing);
+                return Taken::To(State::Morphing(morphing));
             }
             // A waiting recovery has had no effect yet.
             State::BackingOff(_) => self.actions.push_back(Action::CancelBackOff),

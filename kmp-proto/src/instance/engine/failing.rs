@@ -28,8 +28,9 @@ pub(super) struct Recovering {
     pub(super) rests_because: Option<String>,
     /// True once a successor was started.
     started: bool,
-    /// How the successor failed.
-    cause: Option<FailureCause>,
+    /// The successor failed. The recovery is told, but may have ended before: then its end does not mention the failure,
+    /// and no watch reports it again.
+    failure: Option<Failure>,
 }
 
 impl RecoveryOrder {
@@ -120,7 +121,7 @@ impl Engine {
             successor,
             rests_because,
             started: false,
-            cause: None,
+            failure: None,
         }))
     }
 
@@ -133,6 +134,8 @@ impl Engine {
         match event {
             Event::SuccessorStarted => {
                 recovering.started = true;
+                // What failed before was another generation.
+                recovering.failure = None;
                 self.watch(WatchOrder::End);
                 // A recorded termination was already reported to the recovery.
                 if !self.end.is_recorded() {
@@ -144,13 +147,13 @@ impl Engine {
                 self.tell(JobNews::SuccessorHealthy);
             }
             Event::Failed(failure) => {
-                recovering.cause = Some(failure.cause);
                 self.ports(PortOrder::Hold);
                 self.tell(JobNews::SuccessorFailed(failure.text()));
+                recovering.failure = Some(failure);
             }
             Event::RecoveryOver(end) => {
                 self.actions.push_back(Action::ReturnGrant);
-                return Taken::To(self.recovery_over(&recovering, end, now));
+                return Taken::To(self.recovery_over(recovering, end, now));
             }
             Event::JobGone => self.actions.push_back(Action::StartOver),
             _ => return Taken::Not(State::Recovering(recovering)),
@@ -158,25 +161,33 @@ impl Engine {
         Taken::To(State::Recovering(recovering))
     }
 
-    fn recovery_over(&mut self, was: &Recovering, end: RecoveryEnd, now: Instant) -> State {
+    fn recovery_over(&mut self, was: Recovering, end: RecoveryEnd, now: Instant) -> State {
         if let End::AfterWork { force } = self.end {
             return self.end_now(force);
         }
         match end {
-            RecoveryEnd::Recovered => {
-                self.show_serving();
-                State::Idle(Idle::Serving)
-            }
+            RecoveryEnd::Recovered => match was.failure {
+                // The recovery ended before it was told.
+                Some(failure) => {
+                    self.show(Condition::Failed, Some(failure.text()));
+                    self.heal(failure, now)
+                }
+                None => {
+                    self.show_serving();
+                    State::Idle(Idle::Serving)
+                }
+            },
             RecoveryEnd::SuccessorFailed(reason) => {
+                let cause = was.failure.map(|failure| failure.cause);
                 let failure = Failure {
-                    cause: was.cause.unwrap_or(FailureCause::KernelDead),
+                    cause: cause.unwrap_or(FailureCause::KernelDead),
                     evidence: vec![reason],
                 };
                 self.show(Condition::Failed, Some(failure.text()));
                 self.heal(failure, now)
             }
             RecoveryEnd::Quarantined => {
-                let state = self.rest(Rest::Quarantined, was.rests_because.clone());
+                let state = self.rest(Rest::Quarantined, was.rests_because);
                 self.ports(PortOrder::Close);
                 state
             }

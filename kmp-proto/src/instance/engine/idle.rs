@@ -2,7 +2,7 @@
 
 use super::ending::{Asked, End};
 use super::failing::Failed;
-use super::jobs::Capturing;
+use super::jobs::{Capturing, Morphing};
 use super::{Engine, State, Taken};
 use crate::instance::events::{
     Action, Doing, EndOrder, Event, Failure, PortOrder, Request, WatchOrder, Wish,
@@ -160,7 +160,7 @@ impl Engine {
             | State::BackingOff(_)
             | State::Queued(_)
             | State::Recovering(_) => Doing::Recovering,
-            State::Morphing => Doing::Morphing,
+            State::Morphing(_) => Doing::Morphing,
             State::Capturing(_) => Doing::Capturing,
         };
         match (request, doing) {
@@ -196,7 +196,7 @@ impl Engine {
             (Request::Morph, State::Idle(_)) => {
                 self.show(Condition::Morphing, None);
                 self.actions.push_back(Action::Morph);
-                Taken::To(State::Morphing)
+                Taken::To(State::Morphing(Morphing::default()))
             }
             (Request::Capture, State::Idle(before)) => {
                 if self.watched {

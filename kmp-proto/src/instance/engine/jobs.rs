@@ -9,6 +9,14 @@ use crate::message::{FailureCause, Side};
 use crate::morph::Outcome;
 use crate::time::Instant;
 
+/// A morph under way.
+#[derive(Debug, Default)]
+pub(super) struct Morphing {
+    /// The watched generation, its source, failed. The morph is told, but may have ended before: then its outcome does
+    /// not mention the failure, and no watch reports it again.
+    failure: Option<Failure>,
+}
+
 /// A capture under way.
 #[derive(Debug)]
 pub(super) struct Capturing {
@@ -18,18 +26,28 @@ pub(super) struct Capturing {
 }
 
 impl Engine {
-    pub(super) fn morphing_on(&mut self, event: Event, now: Instant) -> Taken {
+    pub(super) fn morphing_on(
+        &mut self,
+        mut morphing: Morphing,
+        event: Event,
+        now: Instant,
+    ) -> Taken {
         match event {
-            Event::Failed(failure) => self.tell(JobNews::SourceFailed(failure.text())),
+            Event::Failed(failure) => {
+                self.tell(JobNews::SourceFailed(failure.text()));
+                morphing.failure = Some(failure);
+            }
             Event::SourceLeft => self.watch(WatchOrder::End),
-            Event::MorphOver(outcome) => return Taken::To(self.morph_over(outcome, now)),
+            Event::MorphOver(outcome) => {
+                return Taken::To(self.morph_over(morphing, outcome, now));
+            }
             Event::JobGone => self.actions.push_back(Action::StartOver),
-            _ => return Taken::Not(State::Morphing),
+            _ => return Taken::Not(State::Morphing(morphing)),
         }
-        Taken::To(State::Morphing)
+        Taken::To(State::Morphing(morphing))
     }
 
-    fn morph_over(&mut self, outcome: Outcome, now: Instant) -> State {
+    fn morph_over(&mut self, was: Morphing, outcome: Outcome, now: Instant) -> State {
         if let End::AfterWork { force } = self.end {
             self.watched = true;
             return self.end_now(force);
@@ -68,6 +86,11 @@ impl Engine {
                 return State::Idle(Idle::Serving);
             }
             Outcome::RolledBack(_) => {
+                if let Some(failure) = was.failure {
+                    // The morph ended before it was told.
+                    self.show(Condition::Failed, Some(failure.text()));
+                    return self.heal(failure, now);
+                }
                 if !self.watched {
                     self.watch(WatchOrder::Begin);
                 }

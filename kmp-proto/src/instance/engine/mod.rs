@@ -24,7 +24,7 @@ use crate::time::Instant;
 use ending::{Asked, End};
 use failing::{Failed, Recovering};
 use idle::{Idle, Rest};
-use jobs::Capturing;
+use jobs::{Capturing, Morphing};
 
 #[derive(Debug)]
 enum State {
@@ -34,7 +34,7 @@ enum State {
     BackingOff(RecoveryOrder),
     Queued(RecoveryOrder),
     Recovering(Recovering),
-    Morphing,
+    Morphing(Morphing),
     Capturing(Capturing),
     Ending,
     Gone,
@@ -94,7 +94,7 @@ impl Engine {
     /// Returns an instance that an earlier daemon left in a morph. `watched`: the instance, not the morph, watches
     /// the active generation.
     pub fn morphing(auto_heal: bool, watched: bool) -> Self {
-        let mut engine = Self::with(State::Morphing, auto_heal);
+        let mut engine = Self::with(State::Morphing(Morphing::default()), auto_heal);
         if watched {
             engine.watch(WatchOrder::Begin);
         }
@@ -169,7 +169,7 @@ impl Engine {
             State::BackingOff(_) => Stage::BackingOff,
             State::Queued(_) => Stage::Queued,
             State::Recovering(_) => Stage::Recovering,
-            State::Morphing => Stage::Morphing,
+            State::Morphing(_) => Stage::Morphing,
             State::Capturing(_) => Stage::Capturing,
             State::Ending => Stage::Ending,
             State::Gone => Stage::Gone,
@@ -198,7 +198,7 @@ impl Engine {
             State::BackingOff(order) | State::Queued(order) => order.desired(),
             State::Recovering(recovering) => recovering.desired(),
             State::Capturing(capturing) => capturing.before.desired(),
-            State::Failed(_) | State::Morphing => Desired::Running,
+            State::Failed(_) | State::Morphing(_) => Desired::Running,
         }
     }
 
@@ -218,7 +218,7 @@ impl Engine {
             State::Idle(idle) => *idle == Idle::Serving,
             State::Asked(asked) => asked.before == Idle::Serving,
             State::Capturing(capturing) => capturing.before == Idle::Serving,
-            State::Morphing => true,
+            State::Morphing(_) => true,
             State::Failed(_)
             | State::BackingOff(_)
             | State::Queued(_)
@@ -312,7 +312,7 @@ impl Engine {
                 State::BackingOff(order) => self.backing_off(order, event),
                 State::Queued(order) => self.queued(order, event),
                 State::Recovering(recovering) => self.recovering(recovering, event, now),
-                State::Morphing => self.morphing_on(event, now),
+                State::Morphing(morphing) => self.morphing_on(morphing, event, now),
                 State::Capturing(capturing) => self.capturing(capturing, event, now),
                 State::Ending => self.ending_on(event),
                 state @ (State::Failed(_) | State::Gone) => Taken::Not(state),
