@@ -47,15 +47,20 @@ fn captured(host: &Host, generation: u64) -> (VmcoreRecord, Dump) {
     (vmcore, dump)
 }
 
-fn wait_for_loan(host: &Host, run_dir: &Path, lent: bool) {
-    let what = if lent {
-        "a loan"
-    } else {
-        "it to be taken back"
-    };
-    host.control().wait(what, || {
-        (kernels::has_borrowed(run_dir) == lent).then_some(())
+fn wait_for_return(host: &Host, run_dir: &Path) {
+    host.control().wait("the loan to be taken back", || {
+        (!kernels::has_borrowed(run_dir)).then_some(())
     });
+}
+
+/// Waits until the survivor with this run directory has borrowed memory, and returns true; returns false if the capture in
+/// the log after its first `logged` bytes ends before.
+fn borrows(host: &Host, logged: usize, run_dir: &Path) -> bool {
+    host.control()
+        .wait("a loan, or the end of the capture", || {
+            let ended = host.log()[logged..].contains("INFO captured: ");
+            (kernels::has_borrowed(run_dir) || ended).then_some(!ended)
+        })
 }
 
 /// Returns whether the survivor helps with the captures in the log after its first `logged` bytes. The daemon asks only
@@ -110,7 +115,7 @@ fn they_read_what_is_in_the_memory(host: &mut Host) {
         );
         let report: CaptureReport = serde_json::from_value(ended.result.unwrap()).unwrap();
         for name in SURVIVORS {
-            wait_for_loan(host, &run_dir(host, name), false);
+            wait_for_return(host, &run_dir(host, name));
         }
         let reads = |name: &&str| {
             report
@@ -163,7 +168,7 @@ fn one_that_dies_meanwhile_is_done_without(host: &Host) {
     let (dir, other) = (run_dir(host, "db"), run_dir(host, "cache"));
     let logged = host.log().len();
     kernels::qmp(&run_dir(host, "web"), "inject-nmi");
-    wait_for_loan(host, &dir, true);
+    borrows(host, logged, &dir);
     kill(qemu(host, "db"), Signal::SIGKILL).unwrap();
     let (vmcore, _) = captured(host, 2);
     let read = vmcore.read_by.get("cache").copied().unwrap_or(0);
@@ -171,16 +176,24 @@ fn one_that_dies_meanwhile_is_done_without(host: &Host) {
         read >= 1 << 20 || !helps(host, logged, "cache"),
         "{vmcore:?}"
     );
-    wait_for_loan(host, &other, false);
+    wait_for_return(host, &other);
     assert_eq!(host.successor_of("db", 1).summary.recoveries, 1);
     assert_eq!(host.control().instance("cache").summary.recoveries, 0);
 }
 
 fn another_daemon_takes_back_what_was_lent(host: &mut Host) {
-    host.successor_of("web", 2);
     let dirs = SURVIVORS.map(|name| run_dir(host, name));
-    kernels::qmp(&run_dir(host, "web"), "inject-nmi");
-    wait_for_loan(host, &dirs[0], true);
+    let mut failed = 2;
+    loop {
+        host.successor_of("web", failed);
+        failed += 1;
+        let logged = host.log().len();
+        kernels::qmp(&run_dir(host, "web"), "inject-nmi");
+        if borrows(host, logged, &dirs[0]) {
+            break;
+        }
+        captured(host, failed);
+    }
     host.kill_daemon();
     assert!(kernels::has_borrowed(&dirs[0]));
     // This daemon uses no survivors, so any take-back concerns memory that the previous daemon lent.
@@ -188,10 +201,10 @@ fn another_daemon_takes_back_what_was_lent(host: &mut Host) {
     host.configure(&config);
     host.start();
     // The guest's QEMU and the daemon have ended, but a separate process kept the memory.
-    let (vmcore, _) = captured(host, 3);
+    let (vmcore, _) = captured(host, failed);
     assert!(vmcore.read_by.is_empty(), "{vmcore:?}");
     for dir in &dirs {
-        wait_for_loan(host, dir, false);
+        wait_for_return(host, dir);
     }
     for name in SURVIVORS {
         let recoveries = host.control().instance(name).summary.recoveries;
