@@ -9,18 +9,17 @@
 )]
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kmorph_tests::crashed_guest::{CrashedGuest, LOW_MEMORY_BYTES, Plan};
+use kmorph_tests::crashed_guest::{CrashedGuest, Plan};
+use kmorph_tests::dumps::written;
 use kmorph_tests::program;
 use kmorph_vmcore::bytes::Bytes;
 use kmorph_vmcore::compression::Compression;
-use kmorph_vmcore::kernel::Kernel;
-use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
-use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile, PhysicalMemory};
+use kmorph_vmcore::writer::Output;
+use kmorph_vmcore::{ChecksumState, Completeness, Dump, PhysicalMemory};
 
 /// Number of places at which each file is truncated.
 const CUTS: u64 = 30;
@@ -47,7 +46,7 @@ fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
         (1, Output::Elf),
         (1, Output::Kdump(Compression::Lzo)),
     ] {
-        let ours = written(&guest, source, level);
+        let (ours, _) = written(&guest, &format!("ours-{level}"), source, level);
         assert_whole(&ours, Some(level), ChecksumState::Holds);
         for (name, words, said) in [
             ("zlib", &["-c", "-d", "31"][..], Some(31)),
@@ -274,30 +273,6 @@ fn assert_no_cut_is_whole(path: &Path) {
         let state = dump.completeness();
         assert_ne!(state, Completeness::Complete, "{path:?}: {end} of {length}");
     }
-}
-
-fn written(guest: &CrashedGuest, output: Output, level: u32) -> PathBuf {
-    let path = guest.path(&format!("ours-{level}"));
-    let file = File::open(guest.memory()).unwrap();
-    let memory = MemoryFile::of_pc(file, LOW_MEMORY_BYTES).unwrap();
-    let kernel = Kernel::in_memory(&memory).unwrap();
-    let registers = Dump::open(&guest.path("elf")).unwrap().unwrap();
-    let cpus = registers.notes().cpus.iter().map(|cpu| cpu.status);
-    let cpus: Vec<_> = cpus.collect();
-    let contents = Contents {
-        memory: &memory,
-        kernel: Some(&kernel),
-        cpus: &cpus,
-        level_of_source: 0,
-    };
-    let options = Options {
-        output,
-        level,
-        threads: 2,
-        time: Duration::from_secs(1_800_000_000),
-    };
-    writer::write(contents, options, &Control::default(), &path).unwrap();
-    path
 }
 
 fn makedumpfile(words: &[&str], files: &[&Path]) {
